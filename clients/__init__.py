@@ -1,0 +1,1 @@
+"""What one client does: with its key and images, without Flower (`local`) and inside Flower (`client_app`)."""

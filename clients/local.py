@@ -1,0 +1,195 @@
+"""One client's work without Flower: open its partition, encrypt it, train on it, evaluate on it.
+
+With a keyed start the patch embedding is in cipher order inside this process alone. An adapter that arrives is in plain
+order; `_absorb` permutes its patch-embedding columns by the key, and `_release` puts them back before anything leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fl import adapter as adapters
+from fl import keys
+from fl.adapter import PATCH_EMBED, Adapter
+from fl.ciphers import Cipher
+from fl.config import Config, ConfigError, build
+from fl.datasets import Dataset, Examples
+from fl.datasets.images import augment, resize, save_rows
+from fl.datasets.partition import Split, split
+from fl.learn import Score, evaluate, fit
+from fl.provenance import code_digest, versions
+from fl.randomness import generator
+from fl.recipe import Recipe
+from fl.wire.flat import float32_bytes
+
+
+class Workbench(NamedTuple):
+    """A model that the clients of one process share, the digest of its public backbone, and what trains at the start.
+
+    ``start`` is in plain order: public values, a function of backbone and seed.
+    """
+
+    model: nn.Module
+    backbone: str
+    start: Adapter
+
+
+@dataclass(frozen=True, eq=False)
+class Client:
+    """Client ``index`` of ``of``, its parts opened."""
+
+    config: Config
+    index: int
+    of: int
+    key: keys.SharedKey
+    cipher: Cipher
+    dataset: Dataset
+    split: Split
+    bench: Workbench
+
+    def __repr__(self) -> str:
+        return f"Client({self.index} of {self.of}, key {self.key.fingerprint})"
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 (n, 3, h, w) as the source has them -> uint8 as the model reads them: resized, then encrypted."""
+        return self.cipher.encrypt(resize(images, self.config.model["image"]))
+
+    @cached_property
+    def plain(self) -> Examples:
+        """The training images as the source has them."""
+        return self.dataset.train.at(self.split.train[self.index])
+
+    @cached_property
+    def train(self) -> Examples:
+        """The training images as the model reads them, prepared once."""
+        return Examples(self.prepare(self.plain.images), self.plain.labels)
+
+    @cached_property
+    def held(self) -> Examples:
+        """The images to evaluate on, as the model reads them: the client's test shard, or what it held out."""
+        on_test = self.config.evaluate_on == "test"
+        source, parts = (self.dataset.test, self.split.test) if on_test else (self.dataset.train, self.split.validation)
+        plain = source.at(parts[self.index])
+        return Examples(self.prepare(plain.images), plain.labels)
+
+
+@lru_cache(maxsize=4)
+def open_client(config: Config, index: int, of: int) -> Client:
+    """Open client ``index`` (from 0) of ``of``; a process keeps the last few.
+
+    Raises KeyFileError, DataError, WeightsError or ConfigError, each with one line that says what to do.
+    """
+    torch.set_num_threads(config.threads)
+    key = keys.read(Path(config.key))
+    cipher = build(config.cipher, key=key, block=config.model["patch"])
+    if config.start == "keyed" and cipher.absorb is None:
+        raise ConfigError("start=keyed needs a cipher that the patch embedding can absorb; set start=public")
+    dataset = _dataset(json.dumps(config.data, sort_keys=True), config.model["image"])
+    parts = split(
+        build(config.partition), dataset.train.labels, dataset.test.labels, of, config.seed, config.validation
+    )
+    return Client(config, index, of, key, cipher, dataset, parts, _workbench(config, key, len(dataset.classes)))
+
+
+def train(client: Client, round: int, recipe: Recipe, received: Adapter) -> tuple[Adapter, int, dict[str, float]]:
+    """Train from ``received`` as ``recipe`` asks.
+
+    Returns the difference from ``received`` in plain order, the number of images, and metrics (loss, steps, seconds).
+    """
+    began = time.monotonic()
+    start = _absorb(client, received)
+    adapters.write(client.bench.model, start)
+    stream = generator(client.config.seed, "train", round, client.index)
+    if recipe.augment:
+        fitted = fit(client.bench.model, client.plain, recipe, stream, lambda x, s: client.prepare(augment(x, s)), client.config.precision)
+    else:
+        fitted = fit(client.bench.model, client.train, recipe, stream, None, client.config.precision)
+    update = _release(client, adapters.sub(adapters.read(client.bench.model), start))
+    seconds = time.monotonic() - began
+    return update, len(client.plain.labels), {"loss": fitted.loss, "steps": fitted.steps, "seconds": seconds}
+
+
+def score(client: Client, received: Adapter) -> Score:
+    """Evaluate the adapter on the client's own encrypted shard."""
+    adapters.write(client.bench.model, _absorb(client, received))
+    return evaluate(client.bench.model, client.held, client.config.precision)
+
+
+def roll(client: Client) -> dict:
+    """What the client answers to the roll call: digests and counts, as `strategies.rollcall.Roll` names them."""
+    whole = {n: p for n, p in client.bench.model.named_parameters() if adapters.group(n) not in ("lora_a", "lora_b")}
+    return {
+        "client": client.index,
+        "of": client.of,
+        "digests": {
+            "code": code_digest(),
+            "config": client.config.digest(),
+            "key": client.key.fingerprint,
+            "backbone": client.bench.backbone,
+            "classes": adapters.digest({name: torch.tensor(i) for i, name in enumerate(client.dataset.classes)}),
+            "split": client.split.digest(),
+            "start": adapters.digest(client.bench.start),
+        },
+        "train": len(client.split.train[client.index]),
+        "evaluate": len(client.held.labels),
+        "trained": adapters.count(client.bench.start),
+        "full_bytes": float32_bytes(whole),
+        "faults": client.dataset.faults,
+        "machine": f"torch {versions()['torch']} on {next(client.bench.model.parameters()).device.type}",
+    }
+
+
+def preview(client: Client, path: Path) -> None:
+    """Write a picture: eight of the client's images as the model would read them plain, and below them encrypted."""
+    images = resize(client.plain.images[:8], client.config.model["image"])
+    save_rows([images, client.cipher.encrypt(images)], path, zoom=max(1, 96 // client.config.model["image"]))
+
+
+@lru_cache(maxsize=1)
+def _dataset(source: str, image: int) -> Dataset:
+    return build(json.loads(source), image=image)
+
+
+@lru_cache(maxsize=1)
+def _workbench(config: Config, key: keys.SharedKey, classes: int) -> Workbench:
+    model = build(config.model, classes=classes)
+    backbone = adapters.digest({n: t for n, t in model.state_dict().items() if adapters.group(n) != "head"})
+    build(config.method)(model, config.seed)
+    start = adapters.read(model)
+    if config.start == "keyed":
+        weight = model.get_parameter(PATCH_EMBED)
+        with torch.no_grad():
+            weight.copy_(build(config.cipher, key=key, block=config.model["patch"]).absorb(weight))
+    return Workbench(model.to(_device(config.device)), backbone, start)
+
+
+def _device(wish: str) -> torch.device:
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wish.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={wish} needs a GPU that torch can see, got none; set device=cpu or auto")
+    return torch.device(wish)
+
+
+def _absorb(client: Client, adapter: Adapter) -> Adapter:
+    """From plain order, as it travels, to the order in which this client's model reads encrypted patches."""
+    return _reorder(client, adapter, client.cipher.absorb)
+
+
+def _release(client: Client, adapter: Adapter) -> Adapter:
+    """Back to plain order: what leaves the client holds no key."""
+    return _reorder(client, adapter, client.cipher.release)
+
+
+def _reorder(client: Client, adapter: Adapter, move: Callable[[Tensor], Tensor]) -> Adapter:
+    if client.config.start != "keyed" or PATCH_EMBED not in adapter:
+        return adapter
+    return adapter | {PATCH_EMBED: move(adapter[PATCH_EMBED])}

@@ -1,0 +1,1 @@
+"""The shared vocabulary: keys, ciphers, datasets, models, adapters, learning and the wire."""

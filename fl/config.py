@@ -1,0 +1,175 @@
+"""conf/ + overrides -> one validated config, the same on a laptop, on the server and on an edge node.
+
+Hydra composes the YAML, pydantic checks what every run has, and a part of the system (a cipher, a dataset, a strategy)
+checks its own arguments by its builder's signature when `build` calls it. The YAML's `_target_` is the only registry.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import shlex
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator, validate_call
+
+from fl.recipe import Recipe
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+class ConfigError(ValueError):
+    """A config that cannot run: one line that says what must hold, what was got and what to do."""
+
+
+class Node(BaseModel):
+    """What one machine sets for itself; None leaves the run's own value. ``index`` and ``of`` name its partition."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    key: str | None = None
+    data_root: str | None = None
+    weights: str | None = None
+    device: str | None = None
+    state: str | None = None
+
+
+class Config(BaseModel):
+    """One run. Parts (model, data, ...) stay mappings with a `_target_`; `build` turns them into objects."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(pattern=r"^[a-z0-9_-]{1,64}$")
+    seed: int = Field(ge=0)
+    rounds: int = Field(ge=1)
+    clients: int = Field(ge=0)                 # 0: as many as the engine brings
+    fraction: float = Field(gt=0, le=1)        # of the clients, trained in each round
+    evaluate_every: int = Field(ge=1)          # rounds; the last round is always evaluated
+    evaluate_on: Literal["test", "validation"]
+    validation: float = Field(ge=0, lt=1)      # share of each client's training images held out
+    start: Literal["keyed", "public"]
+    precision: Literal["float32", "bfloat16"]
+    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int = Field(ge=1)
+    wait: float = Field(gt=0)                  # seconds for all nodes to come, and for a round to return
+    key: str
+    state: str
+    output: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    partition: dict[str, Any]
+    cipher: dict[str, Any]
+    method: dict[str, Any]
+    strategy: dict[str, Any]
+    recipe: dict[str, Any]
+    nodes: dict[int, Node] = {}
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Config:
+        image, patch = self.model["image"], self.model["patch"]
+        if image % patch:
+            raise ValueError(f"model.image must be a multiple of model.patch, got image={image}, patch={patch}")
+        if self.evaluate_on == "validation" and not self.validation:
+            raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")
+        Recipe(**self.recipe)
+        return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    def digest(self) -> str:
+        """Sixteen hex digits that two parties share exactly when they compute the same run (places may differ)."""
+        shared = self.model_dump(exclude={"key", "state", "output", "device", "nodes", "wait"})
+        for part, local in (("data", "root"), ("model", "weights")):
+            shared[part] = {k: v for k, v in shared[part].items() if k != local}
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
+
+    def at_node(self, settings: Node) -> Config:
+        """This config as one machine sees it: its own key file, data folder, weights file, device, state folder."""
+        own = settings.model_dump(exclude_none=True)
+        parts = {"data_root": ("data", "root"), "weights": ("model", "weights")}
+        change = {k: v for k, v in own.items() if k not in parts}
+        for name, (part, field) in parts.items():
+            if name in own:
+                change[part] = getattr(self, part) | {field: own[name]}
+        return self.model_copy(update=change)
+
+
+@lru_cache(maxsize=64)
+def load(overrides: str = "") -> Config:
+    """The config that ``overrides`` (one Hydra override string, as typed in a shell) asks for. Raises ConfigError."""
+    try:
+        words = shlex.split(overrides)
+    except ValueError as error:
+        raise ConfigError(f"overrides must read like a shell command line, got {overrides!r}: {error}") from None
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            composed = OmegaConf.to_container(compose("config", overrides=words), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(str(error), words)) from None
+    try:
+        return Config.model_validate(composed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{place}: {reason}, got {first['input']!r}" if place else reason) from None
+    except (TypeError, ValueError) as error:  # a recipe with a field of the wrong kind
+        raise ConfigError(f"recipe: {error}") from None
+
+
+def build(part: dict[str, Any], **given: Any) -> Any:
+    """Call the builder that ``part["_target_"]`` names with the part's other values and what is ``given``.
+
+    The builder's annotations are its contract: pydantic checks type and range. Raises ConfigError for whatever is wrong.
+    """
+    values = {k: v for k, v in part.items() if k != "_target_"} | given
+    try:
+        builder = get_object(part["_target_"])
+    except Exception as error:
+        raise ConfigError(f"_target_ must name a function that can be imported, got {part['_target_']!r}: {error}") from None
+    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(builder)
+    try:
+        return checked(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(p) for p in first["loc"])
+        raise ConfigError(f"{part['_target_']}: {name}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _explain(message: str, words: list[str]) -> str:
+    """Hydra's many lines as one, with the nearest name that exists."""
+    first = message.strip().splitlines()[0]
+    missing = re.search(r"Could not find '(\S+?)/([^'/]+)'", message)
+    if missing:
+        known = sorted(p.stem for p in (CONF / missing[1]).glob("**/*.yaml"))
+        near = difflib.get_close_matches(missing[2], known, 1)
+        return f"{missing[1]}={missing[2]} does not exist{_hint(near)}; there are: {', '.join(known)}"
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        known = list(_paths(OmegaConf.to_container(compose("config"))))
+    for word in words:
+        key = word.lstrip("+~").split("=")[0].split("@")[0]
+        if key and key not in known and not (CONF / key).is_dir():
+            near = difflib.get_close_matches(key, known + [p.name for p in CONF.iterdir() if p.is_dir()], 1)
+            return f"unknown setting {key!r}{_hint(near)}"
+    return first
+
+
+def _hint(near: list[str]) -> str:
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _paths(tree: dict, prefix: str = ""):
+    for key, value in tree.items():
+        yield prefix + str(key)
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{key}.")

@@ -1,0 +1,40 @@
+"""What happens to pictures before encryption: augment, resize. After it their pixels have no neighbours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.v2.functional import InterpolationMode
+from torchvision.transforms.v2.functional import resize as scale
+
+
+def resize(x: Tensor, side: int) -> Tensor:
+    """uint8 (n, 3, h, w) -> uint8 (n, 3, side, side), bicubic with antialias; unchanged where it fits already."""
+    return x if x.shape[-2:] == (side, side) else scale(x, [side, side], InterpolationMode.BICUBIC, antialias=True)
+
+
+def augment(x: Tensor, stream: Generator) -> Tensor:
+    """Each picture of uint8 (n, 3, h, w) shifted by up to h/8 pixels, black beyond its edge, and mirrored at odds 1/2.
+
+    ``stream`` is the only source of chance; the n shifts and flips are drawn independently.
+    """
+    n, _, h, w = x.shape
+    reach = h // 8
+    dy, dx = torch.randint(0, 2 * reach + 1, (2, n, 1), generator=stream)
+    flip = torch.randint(0, 2, (n, 1), generator=stream, dtype=torch.bool)
+    rows = dy + torch.arange(h)
+    columns = dx + torch.where(flip, torch.arange(w).flip(0), torch.arange(w))
+    padded = pad(x, (reach, reach, reach, reach))
+    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def save_rows(rows: list[Tensor], path: Path, zoom: int = 1) -> None:
+    """Write a PNG of pictures in rows; each row is uint8 (n, 3, h, w) with the same n, h and w."""
+    sheet = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).permute(1, 2, 0)
+    picture = Image.fromarray(sheet.contiguous().numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)

@@ -1,0 +1,124 @@
+"""What a run leaves behind, and what it shows while it runs.
+
+    <output>/<run>/config.yaml         the resolved config
+                   environment.json    versions, machine, commit
+                   rounds.jsonl        one line for each round
+                   summary.json        accuracy, bytes, seconds, ratio to full-model FedAvg
+                   adapter.safetensors the final global adapter, in plain order
+                   curve.svg           accuracy and loss by round
+                   preview.png         plain images above encrypted ones (written by a client, who alone has them)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fl.adapter import Adapter, save
+from fl.config import Config
+from fl.provenance import environment
+
+
+class Journal:
+    """The record of one run: lines on the screen, files in ``folder`` (absolute, new)."""
+
+    def __init__(self, config: Config, run: str) -> None:
+        self.config, self.run = config, run
+        self.folder = (Path(config.output).expanduser() / run).resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.rounds: list[dict[str, Any]] = []
+        self._began = time.monotonic()
+        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+        self._write("environment.json", environment())
+
+    def say(self, line: str) -> None:
+        """One line on the screen, over the progress line if there is one."""
+        print(("\r\x1b[K" if sys.stdout.isatty() else "") + line, flush=True)
+
+    def progress(self, line: str) -> None:
+        """A passing line on a terminal; nothing elsewhere."""
+        if sys.stdout.isatty():
+            print(f"\r\x1b[K{line}", end="", flush=True)
+
+    def round(self, row: dict[str, Any]) -> None:
+        """Keep one round's row, append it to rounds.jsonl, and say it in a line with the time left."""
+        self.rounds.append(row)
+        with (self.folder / "rounds.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        done, total = row["round"], self.config.rounds
+        left = (time.monotonic() - self._began) / done * (total - done)
+        test = f"  accuracy {row['accuracy']:6.2%}  loss {row['loss']:.4f}" if "accuracy" in row else ""
+        self.say(
+            f"round {done:>3}/{total}  train loss {row['train_loss']:.4f}{test}  "
+            f"{len(row['cohort'])} clients  {row['seconds']:.1f} s" + (f"  about {_span(left)} left" if done < total else "")
+        )
+
+    def finish(self, summary: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
+        """Write what remains and say where it lies. Returns the summary as written."""
+        scored = [row for row in self.rounds if "accuracy" in row]
+        summary = {
+            "run": self.run,
+            "accuracy": scored[-1]["accuracy"],
+            "loss": scored[-1]["loss"],
+            "best_accuracy": max(row["accuracy"] for row in scored),
+            "evaluated_on": self.config.evaluate_on,
+            "rounds": len(self.rounds),
+            "seconds": round(time.monotonic() - self._began, 3),
+        } | summary
+        save(adapter, self.folder / "adapter.safetensors")
+        self._write("summary.json", summary)
+        (self.folder / "curve.svg").write_text(curve([(row["round"], row["accuracy"], row["loss"]) for row in scored], self.run))
+        self.say(f"accuracy {summary['accuracy']:.2%} on {summary['examples']} {self.config.evaluate_on} images of {summary['clients']} clients")
+        self.say(f"output: {self.folder}")
+        return summary
+
+    def _write(self, name: str, value: Any) -> None:
+        (self.folder / name).write_text(json.dumps(value, indent=2) + "\n")
+
+
+def run_name(config: Config) -> str:
+    """A new run's name: the config's, the moment, the seed."""
+    return f"{config.name}-{datetime.now():%Y%m%d-%H%M%S-%f}-s{config.seed}"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def curve(points: list[tuple[int, float, float]], title: str, width: int = 640, height: int = 320) -> str:
+    """An SVG of (round, accuracy in [0, 1], loss): accuracy as a line with dots, loss dashed on its own scale."""
+    left, right, top, bottom = 52, width - 52, 36, height - 40
+    last = max(max(p[0] for p in points), 1)
+    peak = max(max(p[2] for p in points), 1e-9)
+
+    def at(x: float, y: float) -> str:
+        return f"{left + (right - left) * x / last:.1f},{bottom - (bottom - top) * y:.1f}"
+
+    accuracy = " ".join(at(r, a) for r, a, _ in points)
+    loss = " ".join(at(r, v / peak) for r, _, v in points)
+    dots = "".join('<circle cx="{}" cy="{}" r="3" fill="#1f6f8b"/>'.format(*at(r, a).split(",")) for r, a, _ in points)
+    grid = "".join(
+        f'<line x1="{left}" x2="{right}" y1="{bottom - (bottom - top) * t:.1f}" y2="{bottom - (bottom - top) * t:.1f}" stroke="#ddd"/>'
+        f'<text x="{left - 6}" y="{bottom - (bottom - top) * t + 4:.1f}" text-anchor="end">{t:.0%}</text>'
+        f'<text x="{right + 6}" y="{bottom - (bottom - top) * t + 4:.1f}" fill="#b5651d">{t * peak:.2f}</text>'
+        for t in (0, 0.25, 0.5, 0.75, 1)
+    )
+    ticks = "".join(
+        f'<text x="{at(r, 0).split(",")[0]}" y="{bottom + 16}" text-anchor="middle">{r}</text>'
+        for r in sorted({round(last * i / 5) for i in range(6)})
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
+        f'<rect width="100%" height="100%" fill="white"/><text x="{left}" y="20" font-size="13">{title}</text>{grid}{ticks}'
+        f'<text x="{(left + right) / 2}" y="{height - 8}" text-anchor="middle">round</text>'
+        f'<polyline points="{loss}" fill="none" stroke="#b5651d" stroke-dasharray="5 4"/>'
+        f'<polyline points="{accuracy}" fill="none" stroke="#1f6f8b" stroke-width="2"/>{dots}'
+        f'<text x="{right}" y="20" text-anchor="end"><tspan fill="#1f6f8b">accuracy</tspan> '
+        f'<tspan fill="#b5651d">loss (dashed)</tspan></text></svg>\n'
+    )

@@ -1,0 +1,18 @@
+"""Backbones and the methods that adapt them, one file each.
+
+A backbone file holds a builder ``(image, patch, classes, ...) -> nn.Module`` with timm's own parameter names; a method
+file holds a builder ``(...) -> Method``. ``conf/model`` and ``conf/method`` name them.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from torch import nn
+
+Method = Callable[[nn.Module, int], None]
+"""``method(model, seed)`` adds what it adds and sets ``requires_grad``: true for what trains and travels, else false."""
+
+
+class WeightsError(ValueError):
+    """Pretrained weights that cannot be had or do not fit; the message names the way out."""

@@ -1,0 +1,43 @@
+"""The demo's backbone: a small ViT, pretrained on plain pictures of other kinds than the demo's, made once and kept.
+
+It stands where ImageNet weights stand in earnest: public, trained on plain images, ignorant of the ten classes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from pydantic import PositiveInt
+from safetensors.torch import save_file
+from torch import nn
+
+from fl.datasets.demo import PUBLIC, draw
+from fl.learn import fit
+from fl.models.vit import vit
+from fl.randomness import generator
+from fl.recipe import Recipe
+
+NAME = "vit_tiny_patch16_224"
+SHAPE = {"embed_dim": 64, "depth": 4, "num_heads": 2}
+PICTURES = 3000
+RECIPE = Recipe(optimizer="adamw", lr={"backbone": 2e-3, "patch_embed": 2e-3, "head": 2e-3}, epochs=10, batch=64, weight_decay=0.05)
+
+
+def demo_vit(image: PositiveInt, patch: PositiveInt, classes: PositiveInt, weights: str) -> nn.Module:
+    """ViT 32/4, width 64, 4 blocks (0.2 M parameters), with the weights in the folder ``weights``, made if missing."""
+    path = Path(weights).expanduser() / f"demo_vit_{image}_{patch}.safetensors"
+    if not path.exists():
+        pretrain(path, image, patch)
+    return vit(NAME, image, patch, classes, str(path), **SHAPE)
+
+
+def pretrain(path: Path, image: int, patch: int) -> None:
+    """Train on ``PICTURES`` plain pictures of the public kinds and write the weights to ``path``, whole or not at all."""
+    model = vit(NAME, image, patch, len(PUBLIC), "none", **SHAPE)
+    fit(model, draw(PUBLIC, PICTURES, generator(0, "demo", "public")), RECIPE, generator(0, "demo", "pretrain"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({n: t for n, t in model.state_dict().items()}, fresh)
+    os.replace(fresh, path)

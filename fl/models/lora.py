@@ -1,0 +1,67 @@
+"""LoRA on the query and value parts of timm's fused ``qkv`` (Hu et al., arXiv 2106.09685; MeLo, arXiv 2311.08236).
+
+    q = W_q x + s * B_q A_q x        k = W_k x        v = W_v x + s * B_v A_v x        s = alpha / rank
+
+A is (rank, d), from the Kaiming-uniform draw of a linear layer; B is (d, rank) and starts at zero, so that the function
+is unchanged at first. The frozen ``qkv.weight`` keeps its name; the factors are ``qkv.{q,v}.lora_{a,b}.weight``.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from fl.randomness import generator
+
+
+class LowRank(nn.Module):
+    """x (..., d) -> s * B A x (..., d)."""
+
+    def __init__(self, d: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.scale = alpha / rank
+        self.lora_a = nn.Linear(d, rank, bias=False)
+        self.lora_b = nn.Linear(rank, d, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.lora_b(self.lora_a(x))
+
+
+class LoRAqv(nn.Module):
+    """timm's ``qkv`` linear layer, x (..., d) -> (..., 3 d), with low-rank paths beside q and v."""
+
+    def __init__(self, qkv: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.weight, self.bias = qkv.weight, qkv.bias
+        self.q = LowRank(qkv.in_features, rank, alpha)
+        self.v = LowRank(qkv.in_features, rank, alpha)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = linear(x, self.weight, self.bias).chunk(3, dim=-1)
+        return torch.cat([q + self.q(x), k, v + self.v(x)], dim=-1)
+
+
+def attach(model: nn.Module, rank: int, alpha: float, seed: int) -> None:
+    """Put LoRA into every block of a timm ViT; each A is drawn from (seed, its own name)."""
+    for name, module in list(model.named_modules()):
+        if name.endswith("attn.qkv") and isinstance(module, nn.Linear):
+            adapted = LoRAqv(module, rank, alpha)
+            bound = module.in_features**-0.5  # Kaiming-uniform with a = sqrt(5)
+            with torch.no_grad():
+                for part in ("q", "v"):
+                    path = getattr(adapted, part)
+                    path.lora_a.weight.uniform_(-bound, bound, generator=generator(seed, "lora", name, part))
+                    path.lora_b.weight.zero_()
+            model.get_submodule(name.rpartition(".")[0]).qkv = adapted.to(module.weight.device)
+
+
+def train_only(model: nn.Module, groups: Iterable[str]) -> None:
+    """Let exactly the parameters of these groups (`fl.adapter.group`) train."""
+    from fl.adapter import group
+
+    wanted = set(groups)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(group(name) in wanted)

@@ -1,0 +1,58 @@
+"""Any timm vision transformer by name, at any image and patch size, with a fresh head.
+
+Inputs are normalised with mean = std = 0.5 for every channel (`normalise`), so that a permutation across channels
+commutes with the normalisation. The head starts at zero: every client has the same one without a word about it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from fl.models import WeightsError
+from fl.randomness import derive
+
+
+def vit(
+    name: str, image: PositiveInt, patch: PositiveInt, classes: PositiveInt, weights: str = "hub", **shape: int
+) -> nn.Module:
+    """timm's model ``name`` for ``image`` x ``image`` pictures in ``patch`` x ``patch`` patches.
+
+    ``weights`` is a safetensors or torch file, ``hub`` (downloaded by timm), or ``none`` (random, always the same).
+    ``shape`` overrides timm's own numbers (``embed_dim``, ``depth``, ...). Position and patch embeddings of the file are resampled where sizes differ. Raises WeightsError.
+    """
+    pretrained = weights != "none"
+    overlay = {}
+    if weights not in ("hub", "none"):
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"weights file {path} is missing; set model.weights to a local file, hub or none")
+        overlay = {"file": str(path), "custom_load": False}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(0, "backbone"))
+        try:
+            model = timm.create_model(
+                name, pretrained, pretrained_cfg_overlay=overlay, num_classes=classes, img_size=image, patch_size=patch, **shape
+            )
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
+            if weights == "hub" and name in timm.list_models(pretrained=False):
+                raise WeightsError(
+                    f"the weights of {name} could not be downloaded ({reason}); without a network, "
+                    "set model.weights to a local safetensors or torch file, or to none"
+                ) from None
+            raise WeightsError(f"model {name} could not be built with weights={weights} ({reason})") from None
+    if not hasattr(model, "patch_embed") or not hasattr(model, "blocks"):
+        raise WeightsError(f"model {name} is no plain vision transformer; choose one of timm's vit_* models")
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    return model
+
+
+def normalise(x: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]: ``(x / 255 - 0.5) / 0.5``."""
+    return x.float() / 127.5 - 1.0

@@ -1,0 +1,67 @@
+"""Where a result comes from: the code, the versions, the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ("fl/**/*.py", "clients/**/*.py", "strategies/**/*.py", "conf/**/*.yaml")  # = fab-include in pyproject.toml
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Sixteen hex digits of SHA-256 over the shipped files: two parties share them when they run the same code."""
+    state = hashlib.sha256()
+    for path in sorted(p for pattern in SHIPPED for p in ROOT.glob(pattern)):
+        state.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return state.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """The installed versions that results depend on; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in ("veilora", "torch", "torchvision", "timm", "numpy", "flwr", "ray", "hydra-core"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, object]:
+    """Versions, machine, and the commit where there is one."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": versions(),
+        "machine": f"{platform.machine()} {_processor()}, {os.cpu_count()} cores",
+        "gpu": gpu,
+        "code": code_digest(),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with a + when files differ from it; None in a bundle."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed.strip() else "")

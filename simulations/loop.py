@@ -1,0 +1,80 @@
+"""The whole algorithm as a plain for-loop, with neither Flower nor Ray: documentation, oracle, and the way to run on a
+bare GPU machine.
+
+    python -m simulations.loop clients=10 method=melo seed=1        Hydra overrides, as `flwr run` takes them
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+
+from clients import local
+from fl.config import Config, Node, build, load
+from fl.journal import Journal, run_name
+from fl.provenance import code_digest
+from fl.recipe import Recipe
+from fl.wire.flat import pack, unpack
+from fl.wire.float32 import float32
+from fl.wire.ledger import entry
+from strategies import ClientInfo, Update
+from strategies.gate import admit
+from strategies.history import Evaluation, history_row, totals
+from strategies.plan import cohort, evaluates, orders
+from strategies.rollcall import Roll, agree, summary
+
+
+def run(config: Config, journal: Journal) -> dict:
+    """Run the federation that ``config`` describes and return its summary."""
+    codec = float32()
+    number = config.clients or 2
+    nodes = [config.at_node(config.nodes.get(i, Node())) for i in range(number)]
+    clients = [local.open_client(node, i, number) for i, node in enumerate(nodes)]
+    rolls = [Roll(**local.roll(client)) for client in clients]
+    agree(rolls, code_digest())
+    local.preview(clients[0], journal.folder / "preview.png")
+    infos = [ClientInfo(roll.client, roll.train) for roll in rolls]
+
+    strategy = build(config.strategy, recipe=Recipe(**config.recipe))
+    state = strategy.init(clients[0].bench.start)
+
+    for round in range(1, config.rounds + 1):
+        began, ledger, updates = time.monotonic(), [], []
+        chosen = cohort(config, round, number)
+        for i in chosen:
+            recipe, given = orders(strategy, config, state, round, infos[i])
+            down = pack(given, codec)
+            adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec))
+            up = pack(adapter, codec)
+            updates.append(admit(Update(i, unpack(up, codec), examples, metrics), given))
+            ledger += [entry("train", "down", down.header, down.nbytes), entry("train", "up", up.header, up.nbytes)]
+        state = strategy.apply(state, round, updates)
+
+        scores = []
+        if evaluates(config, round):
+            down = pack(strategy.view(state), codec)
+            scores = [Evaluation(c.index, *local.score(c, unpack(down, codec))) for c in clients]
+            ledger += [entry("evaluate", "down", down.header, down.nbytes) for _ in clients]
+        journal.round(history_row(round, updates, scores, ledger, time.monotonic() - began))
+
+    return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), strategy.view(state))
+
+
+def main(arguments: list[str]) -> int:
+    """The command. Returns the exit status: 0 ok, 2 a config, key, data or weights that cannot run, 4 a run that failed."""
+    try:
+        config = load(shlex.join(arguments))
+        journal = Journal(config, run_name(config))
+        run(config, journal)
+    except ValueError as error:  # ConfigError, KeyFileError, DataError, WeightsError, Refused: one line each
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

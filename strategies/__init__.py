@@ -1,0 +1,57 @@
+"""Strategies: what the server asks of the clients and what it makes of their answers, one file each.
+
+A strategy is a record of pure functions. The smallest one, the plain mean, reads
+
+    def fedavg(recipe: Recipe) -> Strategy:
+        return Strategy(
+            linear=True,
+            init=lambda adapter: adapter,
+            ask=lambda state, round, client: (recipe, state),
+            apply=lambda state, round, updates: add(state, mean([u.adapter for u in updates], [u.examples for u in updates])),
+            view=lambda state: state,
+        )
+
+and ``conf/strategy/<name>.yaml`` names its builder. Whatever drives it (the plain loop, Flower) is the same for all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple, Sequence
+
+from fl.adapter import Adapter
+from fl.recipe import Recipe
+
+State = Any
+
+
+class ClientInfo(NamedTuple):
+    """What the server knows of a client: its number and how many images it trains on."""
+
+    client: int
+    examples: int
+
+
+class Update(NamedTuple):
+    """One client's answer: the *difference* of its trained adapter from what it received, and how many images made it."""
+
+    client: int
+    adapter: Adapter
+    examples: int
+    metrics: dict[str, float]
+
+
+class Strategy(NamedTuple):
+    """A federated algorithm as five fields.
+
+    ``linear``: the server needs only weighted sums of fixed-shape uploads (so that they may be blinded).
+    ``init(adapter)``: the first state, from the adapter that every client starts with.
+    ``ask(state, round, client)``: the recipe, and the adapter that this client receives.
+    ``apply(state, round, updates)``: the next state; updates arrive sorted by client and must not be changed.
+    ``view(state)``: the global adapter, to evaluate and to keep.
+    """
+
+    linear: bool
+    init: Callable[[Adapter], State]
+    ask: Callable[[State, int, ClientInfo], tuple[Recipe, Adapter]]
+    apply: Callable[[State, int, Sequence[Update]], State]
+    view: Callable[[State], Adapter]

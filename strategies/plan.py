@@ -1,0 +1,32 @@
+"""What each round is, the same for every driver: who takes part, and which part of the run it covers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from fl.adapter import Adapter
+from fl.config import Config
+from fl.randomness import generator
+from fl.recipe import Recipe
+from strategies import ClientInfo, State, Strategy
+
+
+def cohort(config: Config, round: int, clients: int) -> list[int]:
+    """The sorted client numbers that train in ``round`` (from 1): a draw from (seed, round) alone, at least one."""
+    size = max(1, math.ceil(config.fraction * clients - 1e-9))
+    order = torch.randperm(clients, generator=generator(config.seed, "cohort", round))
+    return sorted(order[:size].tolist())
+
+
+def orders(strategy: Strategy, config: Config, state: State, round: int, client: ClientInfo) -> tuple[Recipe, Adapter]:
+    """What ``strategy`` asks of ``client``, with the recipe's place in the whole run filled in."""
+    recipe, adapter = strategy.ask(state, round, client)
+    return replace(recipe, span=((round - 1) / config.rounds, round / config.rounds)), adapter
+
+
+def evaluates(config: Config, round: int) -> bool:
+    """Whether the global adapter is evaluated after ``round``; always after the last."""
+    return round % config.evaluate_every == 0 or round == config.rounds

@@ -1,0 +1,82 @@
+"""The roll call before round 1: do all clients hold the same key, backbone, classes, split, code and config?
+
+Frozen weights never travel, so a client that differs would spoil the model without a word. Its answers are facts, not
+secrets: the key's fingerprint is one-way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Mapping, NamedTuple, Sequence
+
+MUST_AGREE = {
+    "code": "runs another version of the code",
+    "config": "composed another config",
+    "key": "holds another key",
+    "backbone": "has another backbone",
+    "classes": "has other classes",
+    "split": "cut the data otherwise",
+    "start": "starts from another adapter",
+}
+
+
+class RollCallError(RuntimeError):
+    """Clients that cannot work together, or a client that cannot work; one line that names it."""
+
+
+class Roll(NamedTuple):
+    """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message."""
+
+    client: int
+    of: int
+    digests: Mapping[str, str]
+    train: int
+    evaluate: int
+    trained: int
+    full_bytes: int
+    faults: Mapping[str, int]
+    machine: str
+
+
+def agree(rolls: Sequence[Roll], own_code: str) -> None:
+    """Raise RollCallError unless all clients are there once and agree with each other, and on the code with the server."""
+    numbers = Counter(roll.client for roll in rolls)
+    expected = rolls[0].of
+    for roll in rolls:
+        if roll.of != expected:
+            raise RollCallError(f"client {roll.client} was told of {roll.of} clients, the others of {expected}; set num-partitions alike")
+        if numbers[roll.client] > 1:
+            raise RollCallError(f"two nodes are client {roll.client}; give each its own partition-id")
+    missing = sorted(set(range(expected)) - set(numbers))
+    if missing:
+        raise RollCallError(f"{expected} clients must answer, but there is no client {', '.join(map(str, missing))}")
+    for roll in rolls:
+        if roll.digests["code"] != own_code:
+            raise RollCallError(
+                f"client {roll.client} runs another version of the code ({roll.digests['code']}) than the server ({own_code}); "
+                "install the same commit on every machine, and start no engine inside another checkout"
+            )
+    for name, says in MUST_AGREE.items():
+        votes = Counter(roll.digests[name] for roll in rolls)
+        usual = votes.most_common(1)[0][0]
+        for roll in rolls:
+            if roll.digests[name] != usual:
+                raise RollCallError(
+                    f"client {roll.client} {says} ({roll.digests[name]}) than the other clients ({usual}); "
+                    f"give it the same {'key file' if name == 'key' else name} and start again"
+                )
+
+
+def summary(rolls: Sequence[Roll]) -> dict[str, Any]:
+    """What the run's summary keeps of the roll call."""
+    faults: Counter[str] = Counter()
+    for roll in rolls[:1]:  # every client reads the same source
+        faults.update(roll.faults)
+    return {
+        "clients": len(rolls),
+        "train_examples": sum(roll.train for roll in rolls),
+        "examples": sum(roll.evaluate for roll in rolls),
+        "trained_parameters": rolls[0].trained,
+        "key_fingerprint": rolls[0].digests["key"],
+        "faults": dict(faults),
+    }

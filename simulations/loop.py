@@ -11,18 +11,21 @@ import sys
 import time
 
 from clients import local
-from fl.config import Config, Node, build, load
+from fl.config import Config, ConfigError, Node, build, load
+from fl.datasets import DataError
 from fl.journal import Journal, run_name
+from fl.keys import KeyFileError
+from fl.learn import TrainingError
+from fl.models import WeightsError
 from fl.provenance import code_digest
-from fl.recipe import Recipe
 from fl.wire.flat import pack, unpack
 from fl.wire.float32 import float32
 from fl.wire.ledger import entry
 from strategies import ClientInfo, Update
-from strategies.gate import admit
+from strategies.gate import Refused, admit
 from strategies.history import Evaluation, history_row, totals
 from strategies.plan import cohort, evaluates, orders
-from strategies.rollcall import Roll, agree, summary
+from strategies.rollcall import Roll, RollCallError, agree, summary
 
 
 def run(config: Config, journal: Journal) -> dict:
@@ -36,7 +39,7 @@ def run(config: Config, journal: Journal) -> dict:
     local.preview(clients[0], journal.folder / "preview.png")
     infos = [ClientInfo(roll.client, roll.train) for roll in rolls]
 
-    strategy = build(config.strategy, recipe=Recipe(**config.recipe))
+    strategy = build(config.strategy, recipe=config.recipe)
     state = strategy.init(clients[0].bench.start)
 
     for round in range(1, config.rounds + 1):
@@ -67,10 +70,10 @@ def main(arguments: list[str]) -> int:
         config = load(shlex.join(arguments))
         journal = Journal(config, run_name(config))
         run(config, journal)
-    except ValueError as error:  # ConfigError, KeyFileError, DataError, WeightsError, Refused: one line each
+    except (ConfigError, KeyFileError, DataError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except (RollCallError, Refused, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 4
     return 0

@@ -16,11 +16,10 @@ from torch import Generator, Tensor
 from fl.datasets import Dataset, Examples
 from fl.randomness import generator
 
-SHAPES = ("disc", "triangle", "ring", "cross", "moon")
-TEXTURES = ("plain", "striped", "barred", "checked")
+SHAPES = ("disc", "triangle", "ring", "cross")
+TEXTURES = ("plain", "striped", "barred", "slanted", "checked")
 KINDS = tuple(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES)
-CLASSES = tuple(k for i, k in enumerate(KINDS) if (i + i // len(TEXTURES)) % 2)
-PUBLIC = tuple(k for k in KINDS if k not in CLASSES)
+CLASSES, PUBLIC = KINDS[1::2], KINDS[::2]
 SIDE = 32
 
 
@@ -53,8 +52,8 @@ def draw(kinds: tuple[str, ...], n: int, stream: Generator) -> Examples:
         texture, shape = kind.split()
         mine = slice(label, None, len(kinds))
         inside[mine] = _shape(shape, u[mine], v[mine]) * _texture(texture, u[mine], v[mine], phase[mine])
-    ink, paper = uniform(0.4, 1, 3, 1, 1), uniform(0, 0.4, 3, 1, 1)
-    noise = 0.04 * torch.randn(n, 3, SIDE, SIDE, generator=stream)
+    ink, paper = uniform(0.5, 1, 3, 1, 1), uniform(0, 0.4, 3, 1, 1)
+    noise = 0.05 * torch.randn(n, 3, SIDE, SIDE, generator=stream)
     picture = paper + (ink - paper) * inside[:, None] + noise
     return Examples((picture.clamp(0, 1) * 255).round().to(torch.uint8), labels)
 
@@ -68,17 +67,15 @@ def _shape(name: str, u: Tensor, v: Tensor) -> Tensor:
         case "triangle":
             beyond = torch.maximum(v - 0.65, 0.87 * u.abs() - 0.5 * v - 0.5)
         case "ring":
-            beyond = (radius - 0.7).abs() - 0.25
+            beyond = (radius - 0.72).abs() - 0.21
         case "cross":
             beyond = torch.maximum(torch.minimum(u.abs(), v.abs()) - 0.3, torch.maximum(u.abs(), v.abs()) - 0.9)
-        case "moon":
-            beyond = torch.maximum(radius - 0.9, 0.7 - ((u - 0.6).square() + v.square()).sqrt())
     return torch.sigmoid(-16 * beyond)
 
 
 def _texture(name: str, u: Tensor, v: Tensor, phase: Tensor) -> Tensor:
     """A soft mask in [0, 1] of one of ``TEXTURES``; a period is about six pixels."""
-    across, down = (torch.sin(2 * pi * (2.5 * axis + phase)) for axis in (u, v))
+    across, down, askew = (torch.sin(2 * pi * (2.5 * axis + phase)) for axis in (u, v, (u + v) / 2**0.5))
     match name:
         case "plain":
             wave = torch.ones_like(u)
@@ -86,6 +83,8 @@ def _texture(name: str, u: Tensor, v: Tensor, phase: Tensor) -> Tensor:
             wave = down
         case "barred":
             wave = across
+        case "slanted":
+            wave = askew
         case "checked":
             wave = across * down
     return torch.sigmoid(8 * wave)

@@ -1,0 +1,109 @@
+"""The Flower ClientApp: the thin edge around `clients.local`. It runs unchanged in simulation and on an edge node.
+
+It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``.
+A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
+run's config ``key-path``, ``data-path``, ``weights-path``, ``device``, ``state-path``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Callable
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from clients import local
+from fl.config import Config, ConfigError, Node, load
+from fl.datasets import DataError
+from fl.keys import KeyFileError
+from fl.learn import TrainingError
+from fl.models import WeightsError
+from fl.provenance import ROOT
+from fl.recipe import Recipe
+from fl.wire.flat import Packed, WireError, pack, unpack
+from fl.wire.float32 import float32
+from fl.wire.records import facts_of, packed_of, to_content
+
+if "ray" in sys.modules or "flwr.simulation.app" in sys.modules:
+    # Ray's workers import from the driver's working directory before anything else, and that is wherever the engine was
+    # first started. The bundle that this file came in is the code of this run.
+    os.chdir(ROOT)
+
+app = ClientApp()
+log = logging.getLogger("veilora.client")
+
+NODE_SETTINGS = {"key-path": "key", "data-path": "data_root", "weights-path": "weights", "device": "device", "state-path": "state"}
+EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError)
+
+
+def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) -> Callable[[Message, Context], Message]:
+    """Wrap ``work`` as a Flower handler: open the client, and turn what the user can mend into one line for the server.
+
+    That line leaves the machine, so the paths in it are replaced by the names of their settings; the log keeps them.
+    """
+
+    def handler(message: Message, context: Context) -> Message:
+        config = None
+        try:
+            config = at_node(context)
+            index, of = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+            facts, packed = work(local.open_client(config, index, of), message)
+        except EXPECTED as error:
+            log.error("%s", error)
+            return Message(to_content({"error": without_paths(str(error), config)}), reply_to=message)
+        return Message(to_content(facts, packed), reply_to=message)
+
+    return handler
+
+
+def at_node(context: Context) -> Config:
+    """The run's config as this node sees it."""
+    config = load(str(context.run_config.get("overrides", "")))
+    simulated = config.nodes.get(int(context.node_config["partition-id"]), Node())
+    own = {field: str(context.node_config[name]) for name, field in NODE_SETTINGS.items() if name in context.node_config}
+    return config.at_node(simulated).at_node(Node(**own))
+
+
+def without_paths(text: str, config: Config | None) -> str:
+    """``text`` with this machine's paths replaced by the names of the settings that hold them."""
+    if config is None:
+        return text
+    places = {"data.root": config.data.get("root"), "model.weights": config.model.get("weights"), "key": config.key}
+    for name, place in places.items():
+        for path in (str(Path(str(place)).expanduser()), str(place)):
+            if "/" in path:
+                text = text.replace(path, f"<{name}>")
+    return text
+
+
+@app.query()
+@answer
+def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
+    """The roll call; the first client also paints the preview, which stays on its own machine."""
+    wish = facts_of(message)
+    if wish.get("start"):
+        return {}, pack(client.bench.start, float32())
+    if client.index == 0 and wish.get("run"):
+        local.preview(client, Path(client.config.output).expanduser() / Path(wish["run"]).name / "preview.png")
+    return local.roll(client), None
+
+
+@app.train()
+@answer
+def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
+    """One round of training: the difference, the number of images, what the training was like."""
+    facts = facts_of(message)
+    received = unpack(packed_of(message), float32())
+    update, examples, metrics = local.train(client, int(facts["round"]), Recipe.from_json(facts["recipe"]), received)
+    return {"examples": examples, "metrics": metrics}, pack(update, float32())
+
+
+@app.evaluate()
+@answer
+def evaluate(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
+    """Evaluate the adapter on this client's own shard: sums and counts."""
+    return local.score(client, unpack(packed_of(message), float32()))._asdict(), None

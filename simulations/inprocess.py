@@ -1,0 +1,83 @@
+"""Flower's Grid in this process: the very ClientApp and ServerApp of `flwr run`, with neither Ray nor a daemon.
+
+Clients run one after another in the order of their partitions, so a run is deterministic and a thousand virtual clients
+cost no more than their work. For laptops, tests and CI.
+"""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+from typing import Iterable
+
+from flwr.app import Context, Message, RecordDict
+from flwr.app.error import Error
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity  # Message() wants an identity; only the engines set one
+
+
+class InProcessGrid(Grid):
+    """A Grid whose nodes are contexts in a dictionary; an exception in a client becomes an error reply, as elsewhere."""
+
+    def __init__(self, app: ClientApp, nodes: int, run_config: dict, node_config: dict[int, dict] | None = None) -> None:
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+        self._app, self._ids, self._replies = app, itertools.count(1), {}
+        self._run = Run.create_empty(run_id=1)
+        self._contexts = {
+            1000 + i: Context(
+                run_id=1,
+                node_id=1000 + i,
+                node_config={"partition-id": i, "num-partitions": nodes} | (node_config or {}).get(i, {}),
+                state=RecordDict(),
+                run_config=dict(run_config),
+            )
+            for i in range(nodes)
+        }
+
+    @property
+    def run(self) -> Run:
+        """The run, which is always number 1."""
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        """Take another run's description."""
+        self._run = run
+
+    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
+        """A message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes, at once."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Do the work of each message now; returns the ids to pull the replies by."""
+        sent = []
+        for message in messages:
+            name = f"m{next(self._ids)}"
+            message.metadata.__dict__["_message_id"] = name
+            try:
+                reply = self._app(message=message, context=self._contexts[message.metadata.dst_node_id])
+            except Exception as error:
+                reply = Message(Error(code=2, reason=f"{traceback.format_exc()}\n{error}"), reply_to=message)
+            self._replies[name] = reply
+            sent.append(name)
+        return sent
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there."""
+        return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, then pull."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+def run(server: ServerApp, client: ClientApp, nodes: int, overrides: str, node_config: dict[int, dict] | None = None) -> None:
+    """Run both apps with ``nodes`` clients, as `flwr run` would with ``overrides``; what the server raises comes through."""
+    run_config = {"overrides": overrides}
+    grid = InProcessGrid(client, nodes, run_config, node_config)
+    server(grid=grid, context=Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config))

@@ -1,0 +1,141 @@
+"""`flwr run` as one blocking command with a true exit code, on an engine of its own.
+
+    python -m simulations.launch [--clients N] [--workers N] [overrides ...]
+
+Flower's shared local SuperLink keeps the folder, environment and code of whoever started it first, and `flwr run --stream`
+returns 0 for failed runs. This launcher starts a SuperLink with a fresh home, a neutral folder and a free port, submits
+this checkout, shows what the run says, asks how it ended, and takes everything down again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+from fl.provenance import ROOT
+
+NOISE = re.compile(r"^(\x1b\[[0-9;]*m)*(INFO|DEBUG|WARNING|\(ClientAppActor|\(raylet|\(pid|Loading project|\s*$)|^\s*warnings?\.warn")
+
+
+class EngineError(RuntimeError):
+    """An engine that did not start or a run that it refused; one line with the place of its log."""
+
+
+class Engine:
+    """A SuperLink of our own, in the folder ``home``."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home, self.port = home, port
+        scripts = Path(sys.executable).parent
+        self.env = os.environ | {
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "PYTHONUNBUFFERED": "1",
+            "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+
+    def run(self, clients: int, workers: int, overrides: list[str], show: bool = True) -> bool:
+        """Run this checkout with ``clients`` virtual nodes on ``workers`` worker processes; whether it completed."""
+        federation = f"num-supernodes={clients} client-resources-num-cpus=1 init-args-num-cpus={workers}"
+        config = f"overrides={json.dumps(shlex.join(overrides))}"
+        reply = self._flwr("run", str(ROOT), "own", "--format", "json", "--federation-config", federation, "--run-config", config)
+        try:
+            report = json.loads(reply.stdout[reply.stdout.index("{") :])
+            run = str(report["run-id"])
+        except (ValueError, KeyError):
+            raise EngineError(f"the engine refused the run: {(reply.stdout + reply.stderr).strip()[-400:]}") from None
+        log = self.home / f"run-{run}.log"
+        while True:
+            self._stream(run, log, show)
+            listed = json.loads(self._flwr("list", "--run-id", run, "own", "--format", "json").stdout)["runs"][0]
+            if listed["status"].startswith("finished"):
+                return listed["status"] == "finished:completed"
+            time.sleep(0.5)
+
+    def _stream(self, run: str, log: Path, show: bool) -> None:
+        command = ["flwr", "log", run, "own", "--stream"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        with log.open("w") as keep, subprocess.Popen(command, cwd=self.home, env=self.env, **pipes) as stream:
+            for line in stream.stdout:
+                keep.write(line)
+                if show and not NOISE.match(line) and not line.startswith(("Traceback", " ", "\x1b")):
+                    print(line, end="", flush=True)
+
+    def _flwr(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["flwr", *words], cwd=self.home, env=self.env, capture_output=True, text=True)
+
+
+@contextmanager
+def engine() -> Iterator[Engine]:
+    """An engine that is up when the block begins, and gone when it ends."""
+    with tempfile.TemporaryDirectory(prefix="veilora-engine-", ignore_cleanup_errors=True) as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        own = Engine(Path(folder), port)
+        (own.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+        command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+        with (own.home / "superlink.log").open("w") as log:
+            process = subprocess.Popen(command, cwd=own.home, env=own.env, stdout=log, stderr=log, start_new_session=True)
+        try:
+            _wait_for(process, own)
+            yield own
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                pass
+            try:
+                os.killpg(process.pid, signal.SIGKILL)  # whatever of its group is left
+            except ProcessLookupError:
+                pass
+
+
+def _wait_for(process: subprocess.Popen, own: Engine, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{own.port}/health", timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    tail = (own.home / "superlink.log").read_text()[-400:]
+    raise EngineError(f"the SuperLink must answer within {seconds:.0f} s; its log ends: {tail}")
+
+
+def main(arguments: list[str]) -> int:
+    """The command. Returns 0 when the run completed, 4 when it failed or the engine did not start."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.launch", description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=2, help="virtual nodes (default 2)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes (default: one for each core)")
+    options, overrides = parser.parse_known_args(arguments)
+    try:
+        with engine() as own:
+            return 0 if own.run(options.clients, options.workers, overrides) else 4
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

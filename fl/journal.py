@@ -52,7 +52,7 @@ class Journal:
         with (self.folder / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         done, total = row["round"], self.config.rounds
-        left = (time.monotonic() - self._began) / done * (total - done)
+        left = sum(r["seconds"] for r in self.rounds) / done * (total - done)
         test = f"  accuracy {row['accuracy']:6.2%}  loss {row['loss']:.4f}" if "accuracy" in row else ""
         self.say(
             f"round {done:>3}/{total}  train loss {row['train_loss']:.4f}{test}  "

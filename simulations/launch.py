@@ -27,7 +27,7 @@ from typing import Iterator
 
 from fl.provenance import ROOT
 
-NOISE = re.compile(r"^(\x1b\[[0-9;]*m)*(INFO|DEBUG|WARNING|\(ClientAppActor|\(raylet|\(pid|Loading project|\s*$)|^\s*warnings?\.warn")
+NOISE = re.compile(r"^(\x1b\[[0-9;]*m)*(INFO|DEBUG|WARNING|\(ClientAppActor|\(raylet|\(pid|Loading project|Using SuperLink|Successfully installed|\s*$)|^\s*warnings?\.warn")
 
 
 class EngineError(RuntimeError):

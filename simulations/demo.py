@@ -1,0 +1,68 @@
+"""The first run: four federations on encrypted pictures by `flwr run`, one table.
+
+    python -m simulations.demo
+
+Makes a key where there is none. The bytes are those of serialised messages; `full` is measured, not computed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fl import keys
+from fl.config import load
+from simulations.launch import EngineError, engine
+
+ROWS = {  # experiment: what the table calls it
+    "keyed": "lora_patch, keyed start",
+    "public": "lora_patch, public start",
+    "melo": "melo, public start",
+    "full": "full, public start",
+}
+
+
+def main() -> int:
+    """The command. Returns 0, or 4 when a run failed, 2 when the key cannot be used."""
+    began = time.monotonic()
+    key, output = (Path(place).expanduser() for place in (load("").key, load("").output))
+    try:
+        print(f"key {key}: fingerprint {(keys.read(key) if key.exists() else keys.create(key)).fingerprint}", flush=True)
+    except keys.KeyFileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    output.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=time.strftime("demo-%Y%m%d-%H%M%S-"), dir=output))
+    try:
+        with engine() as own:
+            for name, title in ROWS.items():
+                print(f"\n{title}, encrypted pictures, by flwr run:", flush=True)
+                if not own.run(2, min(2, os.cpu_count() or 1), [f"experiment=demo/{name}", f"name={name}", f"output={folder}"]):
+                    print("error: the run failed; its reason stands above", file=sys.stderr)
+                    return 4
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
+    print(table(folder))
+    print(f"output: {folder}   ({time.monotonic() - began:.0f} s)")
+    return 0
+
+
+def table(folder: Path) -> str:
+    """The runs below ``folder`` side by side; bytes are one client's in one round of training, both ways together."""
+    found = {name: json.loads(next(folder.glob(f"{name}-*/summary.json")).read_text()) for name in ROWS}
+    full = sum(found["full"]["bytes_per_client_round"].values())
+    lines = ["", f"{'on encrypted pictures':<26}{'accuracy':>10}{'trained':>10}{'kB a round':>12}{'of full':>9}"]
+    for name, title in ROWS.items():
+        size = sum(found[name]["bytes_per_client_round"].values())
+        trained = f"{found[name]['trained_parameters']:,}"
+        lines.append(f"{title:<26}{found[name]['accuracy']:>10.1%}{trained:>10}{size / 1000:>12.1f}{size / full:>9.1%}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

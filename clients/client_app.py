@@ -47,14 +47,13 @@ def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) 
     """
 
     def handler(message: Message, context: Context) -> Message:
-        config = None
+        config, index, of = None, int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
         try:
             config = at_node(context)
-            index, of = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
             facts, packed = work(local.open_client(config, index, of), message)
         except EXPECTED as error:
             log.error("%s", error)
-            return Message(to_content({"error": without_paths(str(error), config)}), reply_to=message)
+            facts, packed = {"error": without_paths(str(error), config), "client": index}, None
         return Message(to_content(facts, packed), reply_to=message)
 
     return handler
@@ -83,12 +82,12 @@ def without_paths(text: str, config: Config | None) -> str:
 @app.query()
 @answer
 def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
-    """The roll call; the first client also paints the preview, which stays on its own machine."""
+    """The roll call; the first client also keeps a preview and the split, on its own machine."""
     wish = facts_of(message)
     if wish.get("start"):
         return {}, pack(client.bench.start, float32())
     if client.index == 0 and wish.get("run"):
-        local.preview(client, Path(client.config.output).expanduser() / Path(wish["run"]).name / "preview.png")
+        local.keepsakes(client, Path(client.config.output).expanduser() / Path(wish["run"]).name)
     return local.roll(client), None
 
 

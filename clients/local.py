@@ -147,10 +147,12 @@ def roll(client: Client) -> dict:
     }
 
 
-def preview(client: Client, path: Path) -> None:
-    """Write a picture: eight of the client's images as the model would read them plain, and below them encrypted."""
+def keepsakes(client: Client, folder: Path) -> None:
+    """Write what only a client can show: ``preview.png``, eight of its images plain above encrypted, and ``split.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
     images = resize(client.plain.images[:8], client.config.model["image"])
-    save_rows([images, client.cipher.encrypt(images)], path, zoom=max(1, 96 // client.config.model["image"]))
+    save_rows([images, client.cipher.encrypt(images)], folder / "preview.png", zoom=max(1, 96 // client.config.model["image"]))
+    client.split.save(folder / "split.json")
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,8 @@
                    summary.json        accuracy, bytes, seconds, ratio to full-model FedAvg
                    adapter.safetensors the final global adapter, in plain order
                    curve.svg           accuracy and loss by round
-                   preview.png         plain images above encrypted ones (written by a client, who alone has them)
+                   preview.png         plain images above encrypted ones, and
+                   split.json          who trains and tests on which image: written by a client, who alone knows
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ class Engine:
 
 
 @contextmanager
-def engine() -> Iterator[Engine]:
-    """An engine that is up when the block begins, and gone when it ends."""
+def engine(started_in: Path | None = None) -> Iterator[Engine]:
+    """An engine that is up when the block begins, and gone when it ends; its folder is empty unless ``started_in`` is given."""
     with tempfile.TemporaryDirectory(prefix="veilora-engine-", ignore_cleanup_errors=True) as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -95,7 +95,7 @@ def engine() -> Iterator[Engine]:
         )
         command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
         with (own.home / "superlink.log").open("w") as log:
-            process = subprocess.Popen(command, cwd=own.home, env=own.env, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(command, cwd=started_in or own.home, env=own.env, stdout=log, stderr=log, start_new_session=True)
         try:
             _wait_for(process, own)
             yield own

@@ -36,7 +36,7 @@ def run(config: Config, journal: Journal) -> dict:
     clients = [local.open_client(node, i, number) for i, node in enumerate(nodes)]
     rolls = [Roll(**local.roll(client)) for client in clients]
     agree(rolls, code_digest())
-    local.preview(clients[0], journal.folder / "preview.png")
+    local.keepsakes(clients[0], journal.folder)
     infos = [ClientInfo(roll.client, roll.train) for roll in rolls]
 
     strategy = build(config.strategy, recipe=config.recipe)
@@ -46,6 +46,7 @@ def run(config: Config, journal: Journal) -> dict:
         began, ledger, updates = time.monotonic(), [], []
         chosen = cohort(config, round, number)
         for i in chosen:
+            journal.progress(f"round {round}/{config.rounds}: client {i} of {number} trains")
             recipe, given = orders(strategy, config, state, round, infos[i])
             down = pack(given, codec)
             adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec))

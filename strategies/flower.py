@@ -159,7 +159,7 @@ def exchange(
         except WireError as error:
             raise RunFailed(f"{name}: {error}") from None
         if "error" in facts:
-            raise RunFailed(f"{name}: {facts['error']}")
+            raise RunFailed(f"client {facts.get('client', '?')}: {facts['error']}")
     return sorted(replies, key=lambda reply: client_of(reply.metadata.src_node_id) or 0)
 
 

@@ -36,5 +36,4 @@ def save_rows(rows: list[Tensor], path: Path, zoom: int = 1) -> None:
     """Write a PNG of pictures in rows; each row is uint8 (n, 3, h, w) with the same n, h and w."""
     sheet = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).permute(1, 2, 0)
     picture = Image.fromarray(sheet.contiguous().numpy())
-    path.parent.mkdir(parents=True, exist_ok=True)
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)

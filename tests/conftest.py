@@ -1,0 +1,49 @@
+"""What the tests of several rooms share: one key, a tiny vision transformer, forty pictures that it can learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fl.datasets import Examples
+from fl.keys import SharedKey
+from fl.models.vit import vit
+
+torch.set_num_threads(1)
+TINY = {"name": "vit_tiny_patch16_224", "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture
+def key() -> SharedKey:
+    return SharedKey(bytes(range(32)))
+
+
+@pytest.fixture
+def tiny():
+    """A builder of ViTs of width 16 with two blocks, 16 x 16 pictures in 8 x 8 patches, three classes; always the same."""
+
+    def build(method=None, seed: int = 0, **change):
+        model = vit(**(TINY | {"image": 16, "patch": 8, "classes": 3, "weights": "none"} | change))
+        if method:
+            method(model, seed)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def forty() -> Examples:
+    """Forty noisy pictures of 16 x 16 whose brightest channel is their label."""
+    stream = torch.Generator().manual_seed(1)
+    labels = torch.arange(40) % 3
+    images = torch.randint(0, 120, (40, 3, 16, 16), generator=stream, dtype=torch.uint8)
+    images[torch.arange(40), labels] += 90
+    return Examples(images, labels)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder beside the checkout that holds weights and data too large for it."""
+    return Path(__file__).resolve().parents[1].parent / "shared"

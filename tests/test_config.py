@@ -1,0 +1,158 @@
+"""One config for laptop, server and node: it composes, it is checked, and what is wrong is one line with a way out."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from fl.config import CONF, Config, ConfigError, Node, build, load
+from fl.recipe import Recipe
+
+OPTIONS = sorted(
+    f"{path.relative_to(CONF).parts[0]}={path.relative_to(CONF / path.relative_to(CONF).parts[0]).with_suffix('')}"
+    for path in CONF.glob("*/**/*.yaml")
+)
+PARTS = ("model", "data", "partition", "cipher", "method", "strategy")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_yaml_composes(option):
+    config = load(option)
+    for part in PARTS:
+        values = dict(getattr(config, part))
+        builder = get_object(values.pop("_target_"))
+        inspect.signature(builder).bind_partial(**values)  # raises TypeError for a value that the builder does not take
+    group, _, name = option.partition("=")
+    if group in PARTS:
+        alone = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+        assert getattr(config, group)["_target_"] == alone["_target_"]
+
+
+def test_every_group_is_walked():
+    assert {o.partition("=")[0] for o in OPTIONS} == {*PARTS, "experiment"}
+
+
+def test_the_defaults_are_safe():
+    config = load()
+    assert config.start == "keyed" and "pixel_shuffle" in config.cipher["_target_"] and config.recipe.batch >= 2
+    assert config.recipe.lr["patch_embed"] < config.recipe.lr["lora_a"] == config.recipe.lr["head"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("seeed=1", "unknown setting 'seeed'; did you mean 'seed'?"),
+        ("recipe.optimiser=sgd", "unknown setting 'recipe.optimiser'; did you mean 'recipe.optimizer'?"),
+        ("data.trian=3", "unknown setting 'data.trian'; did you mean 'data.train'?"),
+        ("stratgy=fedavg", "unknown setting 'stratgy'; did you mean 'strategy'?"),
+        ("model=vit_tinny", "model=vit_tinny does not exist; did you mean 'vit_tiny'?; there are: "),
+        ("experiment=cifar10_smal", "experiment=cifar10_smal does not exist; did you mean 'cifar10_small'?"),
+        ("experiment=demo/keyd", "experiment=demo/keyd does not exist; did you mean 'demo/keyed'?"),
+        ("+surprise=1", "surprise: Extra inputs are not permitted"),
+        ("~seed", "seed: Field required"),
+        ("seed", "unknown setting 'seed'|must|seed"),
+        ("seed=x", "seed: Input should be a valid integer"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0, got -1"),
+        ("rounds=0", "rounds: Input should be greater than or equal to 1, got 0"),
+        ("fraction=1.5", "fraction: Input should be less than or equal to 1, got 1.5"),
+        ("validation=1", "validation: Input should be less than 1, got 1"),
+        ("start=kee", "start: Input should be 'keyed' or 'public', got 'kee'"),
+        ("device=gpu", "device: String should match pattern"),
+        ("name=../up", "name: String should match pattern"),
+        ("recipe.batch=1", "recipe.batch: Input should be greater than or equal to 2, got 1"),
+        ("recipe.lr.head=-1", "recipe.lr.head: Input should be greater than or equal to 0, got -1"),
+        ("+nodes.1.keyy=/x", "nodes.1.keyy: Extra inputs are not permitted"),
+        ("model.image=33", "model.image must be a multiple of model.patch, got image=33, patch=8"),
+        ("evaluate_on=validation", "evaluate_on=validation needs images to hold out; set validation=0.1"),
+        ("'", "overrides must read like a shell command line"),
+        ("model.image=abc", "model.image"),
+        ("model.patch=0", "model.patch"),
+        ("~model.image", "model.image"),
+        ("cipher=null", "cipher"),
+    ],
+)
+def test_a_config_that_cannot_run_is_one_line_that_names_what_to_change(overrides, says):
+    with pytest.raises(ConfigError) as caught:
+        load(overrides)
+    line = str(caught.value)
+    assert any(part in line for part in says.split("|")) and "\n" not in line and len(line) < 200
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "says"),
+    [
+        ({"_target_": "fl.datasets.partition.nowhere"}, {}, "_target_ must name a function that can be imported"),
+        ({"_target_": "fl.datasets.demo.demo", "train": -5}, {"image": 32}, "demo: train: Input should be greater than 0, got -5"),
+        ({"_target_": "fl.datasets.demo.demo", "tarin": 5}, {"image": 32}, "demo: tarin: Unexpected keyword argument"),
+        ({"_target_": "fl.models.melo.melo", "rank": 0}, {}, "melo: rank: Input should be greater than 0, got 0"),
+        ({"_target_": "fl.models.melo.melo", "alpha": "big"}, {}, "melo: alpha: Input should be a valid number"),
+    ],
+)
+def test_a_part_that_cannot_be_built_names_its_builder_and_argument(part, given, says):
+    with pytest.raises(ConfigError) as caught:
+        build(part, **given)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+PLACES = {"key": "/k", "state": "/s", "output": "/o", "device": "cpu", "wait": 5.0, "nodes": {0: {"key": "/k"}}}
+SEEN = {
+    "name": "other", "seed": 1, "rounds": 9, "clients": 3, "fraction": 0.5, "evaluate_every": 2, "validation": 0.2,
+    "evaluate_on": "validation", "start": "public", "precision": "bfloat16", "threads": 2,
+    "model": {"patch": 16}, "data": {"train": 77}, "partition": {"_target_": "other"}, "cipher": {"_target_": "other"},
+    "method": {"rank": 2}, "strategy": {"_target_": "other"}, "recipe": {"mu": 0.5},
+}  # fmt: skip
+
+
+def changed(name: str, value: object) -> Config:
+    values = load("validation=0.1").model_dump()
+    if isinstance(value, dict) and name != "nodes":
+        value = values[name] | value
+    return Config.model_validate(values | {name: value})
+
+
+def test_the_digest_ignores_places_and_sees_everything_else():
+    assert set(PLACES) | set(SEEN) == set(Config.model_fields) and not set(PLACES) & set(SEEN)
+    digest = load("validation=0.1").digest()
+    assert len(digest) == 16 and changed("seed", 0).digest() == digest
+    assert {name for name, value in PLACES.items() if changed(name, value).digest() != digest} == set()
+    assert {name for name, value in SEEN.items() if changed(name, value).digest() == digest} == set()
+    assert changed("data", {"root": "/d"}).digest() == digest == changed("model", {"weights": "/w"}).digest()
+
+
+def test_a_node_sees_its_own_places_and_the_runs_everything_else():
+    run = load("data=folder model=vit_tiny")
+    own = Node(key="/k", data_root="/d", weights="/w", device="cpu", state="/s")
+    here = run.at_node(own)
+    assert (here.key, here.data["root"], here.model["weights"], here.device, here.state) == ("/k", "/d", "/w", "cpu", "/s")
+    assert here.digest() == run.digest() and run.data["root"] != "/d" and here.recipe == run.recipe
+    assert run.at_node(Node()) == run and hash(run.at_node(Node())) == hash(run) != hash(here)
+
+
+def test_a_node_that_has_a_data_folder_can_join_a_run_that_needs_none():
+    here = load("data=demo data.train=20 data.test=10").at_node(Node(data_root="/d"))
+    assert len(build(here.data, image=32).train.labels) == 20
+
+
+def test_a_nodes_settings_are_checked_like_the_runs():
+    with pytest.raises(ValueError, match="colour"):
+        Node(colour="red")
+    with pytest.raises(ValueError, match="device"):
+        load().at_node(Node(device="gpu"))
+
+
+def test_a_recipe_survives_the_wire():
+    recipe = Recipe(lr={"lora_a": 0.01, "head": 1 / 3}, optimizer="sgd", momentum=0.5, mu=0.1, span=(0.25, 0.5), augment=True)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert replace(recipe, span=(0.5, 0.75)) != recipe
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t.replace('"mu"', '"nu"'), lambda t: "[1]", lambda t: "{", lambda t: t.replace('"batch": 32', '"batch": 1')]
+)
+def test_a_recipe_of_another_make_is_refused(change):
+    with pytest.raises(ValueError):
+        Recipe.from_json(change(Recipe(lr={"head": 0.1}).to_json()))

@@ -1,0 +1,190 @@
+"""The real path equals the plain loop, tensor for tensor; runs repeat; the ledger tells the truth."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from clients import local
+from clients.client_app import app as client_app
+from fl import keys
+from fl.adapter import load as load_adapter
+from fl.config import load
+from fl.journal import Journal
+from fl.provenance import ROOT
+from fl.wire.ledger import ENVELOPE
+from simulations import inprocess, loop
+from simulations.launch import engine
+from strategies.flower import RunFailed
+from strategies.rollcall import RollCallError
+from strategies.server_app import app as server_app
+
+SMALL = "data.train=120 data.test=60 rounds=2 recipe.batch=16"
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """A key and a backbone that is made at once: the machinery is under test, not the accuracy."""
+    home = tmp_path_factory.mktemp("home")
+    keys.create(home / "key")
+    return home
+
+
+def settings(home: Path, out: Path, *more: str) -> str:
+    model = "model=vit_tiny model.name=vit_tiny_patch16_224 model.image=32 model.patch=8 model.weights=none +model.embed_dim=32 +model.depth=2 +model.num_heads=2"
+    return " ".join([SMALL, model, f"key={home / 'key'} output={out}", *more])
+
+
+def by_loop(home: Path, out: Path, *more: str) -> tuple[dict, dict]:
+    config = load(settings(home, out, "clients=3", *more))
+    journal = Journal(config, "loop")
+    return loop.run(config, journal), load_adapter(journal.folder / "adapter.safetensors")
+
+
+def by_flower(home: Path, out: Path, *more: str) -> tuple[dict, dict]:
+    inprocess.run(server_app, client_app, 3, settings(home, out, *more))
+    return result(out)
+
+
+def result(out: Path) -> tuple[dict, dict]:
+    folder = max(out.glob("demo-*"), key=lambda p: p.name)
+    return json.loads((folder / "summary.json").read_text()), load_adapter(folder / "adapter.safetensors")
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["", "method=melo start=public", "method=full start=public", "method=linear", "partition=dirichlet fraction=0.5 recipe.augment=true", "recipe.mu=0.1 recipe.optimizer=sgd"],
+)
+def test_flower_equals_the_plain_loop_tensor_for_tensor(home, tmp_path, more):
+    (ours, adapter), (theirs, same) = by_loop(home, tmp_path, more), by_flower(home, tmp_path, more)
+    assert equal(adapter, same) and ours["accuracy"] == theirs["accuracy"] and ours["loss"] == theirs["loss"]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(home, tmp_path):
+    (_, one), (_, two), (_, other) = by_loop(home, tmp_path), by_loop(home, tmp_path / "b"), by_loop(home, tmp_path / "c", "seed=1")
+    assert equal(one, two) and not equal(one, other)
+
+
+def test_a_keyed_start_on_encrypted_images_is_a_public_start_on_plain_ones(home, tmp_path):
+    (_, keyed), (_, plain) = by_loop(home, tmp_path), by_loop(home, tmp_path / "b", "cipher=plain start=public")
+    (_, public), (_, start) = by_loop(home, tmp_path / "c", "start=public"), by_loop(home, tmp_path / "d", "recipe.lr={lora_a:0,lora_b:0,head:0,patch_embed:0}")
+    moved = max(float((plain[n] - start[n]).abs().max()) for n in plain)
+    apart = max(float((keyed[n] - plain[n]).abs().max()) for n in plain)
+    assert apart < 1e-3 * moved
+    assert max(float((public[n] - plain[n]).abs().max()) for n in plain) > 0.1 * moved
+
+
+def test_the_ledger_counts_every_byte_by_group(home, tmp_path):
+    summary, adapter = by_flower(home, tmp_path)
+    sizes = summary["bytes"]["train up"]
+    assert sizes["total"] == sum(v for k, v in sizes.items() if k not in ("total", "messages"))
+    assert sizes["messages"] == 2 * 3
+    assert sizes["total"] - sizes[ENVELOPE] == 6 * sum(4 * t.numel() for t in adapter.values())
+    assert {"lora_a", "lora_b", "patch_embed", "head"} < set(sizes)
+
+
+def test_the_full_model_is_priced_as_the_method_full_measures_it(home, tmp_path):
+    small, _ = by_flower(home, tmp_path)
+    full, _ = by_flower(home, tmp_path / "full", "method=full start=public")
+    measured = full["bytes_per_client_round"]["up"]
+    assert small["full_model_message_bytes"] == pytest.approx(measured, rel=1e-3)
+    assert full["ratio_to_full_fedavg"] == pytest.approx(1, rel=1e-2)
+
+
+def test_a_run_leaves_its_record_and_no_secret(home, tmp_path):
+    by_flower(home, tmp_path)
+    (folder,) = tmp_path.glob("demo-*")
+    left = {p.name for p in folder.iterdir()}
+    assert left == {"config.yaml", "environment.json", "rounds.jsonl", "summary.json", "adapter.safetensors", "curve.svg", "preview.png", "split.json"}
+    assert len((folder / "rounds.jsonl").read_text().splitlines()) == 2
+    secret = (home / "key").read_bytes()
+    assert not any(secret in p.read_bytes() or secret.hex().encode() in p.read_bytes() for p in folder.iterdir())
+
+
+def test_the_permuted_patch_embedding_never_leaves(home, tmp_path):
+    _, keyed = by_loop(home, tmp_path)
+    client = local.open_client(load(settings(home, tmp_path, "clients=3")), 0, 3)
+    public, name = client.bench.start, "patch_embed.proj.weight"
+    in_plain_order = float((keyed[name] - public[name]).norm())
+    in_cipher_order = float((keyed[name] - client.cipher.absorb(public[name])).norm())
+    assert in_plain_order < 0.5 * in_cipher_order
+
+
+def test_one_client_with_another_key_is_named_before_training(home, tmp_path):
+    keys.create(tmp_path / "other")
+    with pytest.raises(RollCallError, match="client 2 holds another key"):
+        by_flower(home, tmp_path, f"+nodes.2.key={tmp_path / 'other'}")
+    assert not list(tmp_path.glob("demo-*/adapter.safetensors"))
+
+
+def test_one_client_with_another_backbone_is_named_before_training(home, tmp_path):
+    client = local.open_client(load(settings(home, tmp_path, "method=full start=public")), 0, 3)
+    torch.save({n: t + 0.01 for n, t in client.bench.model.state_dict().items()}, tmp_path / "other.pt")
+    with pytest.raises(RollCallError, match="client 1 has another backbone"):
+        by_flower(home, tmp_path, f"+nodes.1.weights={tmp_path / 'other.pt'}")
+
+
+def test_a_client_that_cannot_work_is_named_without_its_paths(home, tmp_path):
+    with pytest.raises(RunFailed, match="client 1: key file <key> is missing") as caught:
+        by_flower(home, tmp_path, f"+nodes.1.key={tmp_path / 'none'}")
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_run_whose_number_of_clients_differs_says_how_to_get_it(home, tmp_path):
+    with pytest.raises(RollCallError, match="num-supernodes=5"):
+        by_flower(home, tmp_path, "clients=5")
+
+
+@pytest.mark.slow
+def test_flwr_run_on_ray_equals_the_loop_with_one_worker_and_with_two(home, tmp_path):
+    _, adapter = by_loop(home, tmp_path)
+    with engine() as own:
+        for workers in (1, 2):
+            out = tmp_path / f"ray{workers}"
+            assert own.run(3, workers, settings(home, out).split())
+            assert equal(adapter, result(out)[1])
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_a_failure_and_a_bad_override_is_one_line(home, tmp_path, capfd):
+    with engine() as own:
+        assert not own.run(2, 1, ["rounds=0"])
+        assert not own.run(2, 2, settings(home, tmp_path, f"+nodes.1.key={tmp_path / 'none'}").split())
+    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("error:")]
+    assert said[0] == "error: rounds: Input should be greater than or equal to 1, got 0"
+    assert said[1].startswith("error: client 1: key file <key> is missing")
+
+
+@pytest.mark.slow
+def test_an_engine_started_in_another_checkout_still_runs_this_code(home, tmp_path):
+    other = tmp_path / "other"
+    for room in ("fl", "clients", "strategies"):
+        shutil.copytree(ROOT / room, other / room)
+    (other / "clients" / "local.py").write_text("raise RuntimeError('code of another checkout')\n")
+    with engine(started_in=other) as own:
+        assert own.run(2, 1, settings(home, tmp_path / "out", "rounds=1").split())
+
+
+@pytest.mark.slow
+def test_the_demo_learns_and_the_keyed_start_helps(tmp_path):
+    accuracy = {}
+    for name in ("keyed", "melo"):
+        config = load(f"experiment=demo/{name} clients=2 key={tmp_path / 'key'} model.weights={tmp_path} output={tmp_path}")
+        if not (tmp_path / "key").exists():
+            keys.create(tmp_path / "key")
+        accuracy[name] = loop.run(config, Journal(config, name))["accuracy"]
+    assert accuracy["keyed"] > 0.8 and accuracy["keyed"] - accuracy["melo"] > 0.1
+
+
+def test_the_loop_needs_neither_flower_nor_ray():
+    script = "import sys, simulations.loop, simulations.compare; assert not {'flwr', 'ray'} & set(sys.modules), 'loaded'"
+    subprocess.run(["python", "-c", script], cwd=ROOT, check=True)

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator, validate_call
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator, validate_call
 
 from fl.recipe import Recipe
 
@@ -72,11 +72,22 @@ class Config(BaseModel):
     recipe: Recipe
     nodes: dict[int, Node] = {}
 
+    @field_validator("key", "state", "output")
+    @classmethod
+    def _absolute(cls, path: str) -> str:
+        if not Path(path).expanduser().is_absolute():
+            raise ValueError("must be absolute or start with ~, since an engine runs in a folder of its own")
+        return path
+
     @model_validator(mode="after")
     def _pairs(self) -> Config:
         image, patch = self.model["image"], self.model["patch"]
         if image % patch:
             raise ValueError(f"model.image must be a multiple of model.patch, got image={image}, patch={patch}")
+        for part, name in (("data", "root"), ("model", "weights")):
+            place = getattr(self, part).get(name, "/")
+            if place not in ("hub", "none") and not Path(place).expanduser().is_absolute():
+                raise ValueError(f"{part}.{name} must be absolute or start with ~, got {place!r}")
         if self.evaluate_on == "validation" and not self.validation:
             raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")
         return self
@@ -151,10 +162,11 @@ def _explain(message: str, words: list[str]) -> str:
         known = sorted(p.stem for p in (CONF / missing[1]).glob("**/*.yaml"))
         near = difflib.get_close_matches(missing[2], known, 1)
         return f"{missing[1]}={missing[2]} does not exist{_hint(near)}; there are: {', '.join(known)}"
+    choices = [word for word in words if (CONF / word.split("=")[0]).is_dir()]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        known = list(_paths(OmegaConf.to_container(compose("config"))))
-    for word in words:
-        key = word.lstrip("+~").split("=")[0].split("@")[0]
+        known = list(_paths(OmegaConf.to_container(compose("config", overrides=choices))))
+    for word in (w for w in words if not w.startswith("+")):  # + adds a setting: it need not exist
+        key = word.lstrip("~").split("=")[0].split("@")[0]
         if key and key not in known and not (CONF / key).is_dir():
             near = difflib.get_close_matches(key, known + [p.name for p in CONF.iterdir() if p.is_dir()], 1)
             return f"unknown setting {key!r}{_hint(near)}"

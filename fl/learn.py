@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 
 from fl.adapter import group
 from fl.datasets import Examples
-from fl.models.vit import normalise
 from fl.recipe import Recipe
 
 Prepare = Callable[[Tensor, Generator], Tensor]
@@ -101,6 +100,11 @@ def schedule(recipe: Recipe, progress: float) -> float:
     if t < recipe.warmup:
         return max(t, 1e-3) / recipe.warmup  # never quite zero, so that the first step is one
     return (1 + math.cos(math.pi * (t - recipe.warmup) / (1 - recipe.warmup))) / 2 if recipe.cosine else 1.0
+
+
+def normalise(x: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]: ``(x / 255 - 0.5) / 0.5``, all channels alike, so that it commutes with the ciphers."""
+    return x.float() / 127.5 - 1.0
 
 
 def _steps(n: int, batch: int) -> int:

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 from fl.ciphers.pixel_shuffle import pixel_shuffle
 from fl.config import CONF, build
 from fl.keys import SharedKey
-from fl.models.vit import normalise
+from fl.learn import normalise
 
 EVERY = sorted(p.stem for p in (CONF / "cipher").glob("*.yaml"))
 OTHER = SharedKey(bytes(range(1, 33)))

@@ -50,11 +50,10 @@ def test_the_defaults_are_safe():
         ("data.trian=3", "unknown setting 'data.trian'; did you mean 'data.train'?"),
         ("stratgy=fedavg", "unknown setting 'stratgy'; did you mean 'strategy'?"),
         ("model=vit_tinny", "model=vit_tinny does not exist; did you mean 'vit_tiny'?; there are: "),
-        ("experiment=cifar10_smal", "experiment=cifar10_smal does not exist; did you mean 'cifar10_small'?"),
+        ("model=[vit_tiny,vit_tinny]", "model=vit_tinny does not exist; did you mean 'vit_tiny'?"),
         ("experiment=demo/keyd", "experiment=demo/keyd does not exist; did you mean 'demo/keyed'?"),
         ("+surprise=1", "surprise: Extra inputs are not permitted"),
         ("~seed", "seed: Field required"),
-        ("seed", "unknown setting 'seed'|must|seed"),
         ("seed=x", "seed: Input should be a valid integer"),
         ("seed=-1", "seed: Input should be greater than or equal to 0, got -1"),
         ("rounds=0", "rounds: Input should be greater than or equal to 1, got 0"),
@@ -72,14 +71,19 @@ def test_the_defaults_are_safe():
         ("model.image=abc", "model.image"),
         ("model.patch=0", "model.patch"),
         ("~model.image", "model.image"),
-        ("cipher=null", "cipher"),
+        ("cipher=null", "must be a string or a list"),
+        ("~cipher._target_", "cipher"),
+        ("nodes={1:{key:/x}}", "+nodes"),
+        ("data=folder data.root=relative", "data.root must be absolute"),
+        ("model.weights=3", "model.weights"),
+        ("key=relative", "key: must be absolute or start with ~"),
     ],
 )
 def test_a_config_that_cannot_run_is_one_line_that_names_what_to_change(overrides, says):
     with pytest.raises(ConfigError) as caught:
         load(overrides)
     line = str(caught.value)
-    assert any(part in line for part in says.split("|")) and "\n" not in line and len(line) < 200
+    assert says in line and "\n" not in line and len(line) < 200
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ def test_a_node_that_has_a_data_folder_can_join_a_run_that_needs_none():
 def test_a_nodes_settings_are_checked_like_the_runs():
     with pytest.raises(ValueError, match="colour"):
         Node(colour="red")
-    with pytest.raises(ValueError, match="device"):
+    with pytest.raises(ConfigError, match="^device: String should match"):
         load().at_node(Node(device="gpu"))
 
 
@@ -151,8 +155,11 @@ def test_a_recipe_survives_the_wire():
 
 
 @pytest.mark.parametrize(
-    "change", [lambda t: t.replace('"mu"', '"nu"'), lambda t: "[1]", lambda t: "{", lambda t: t.replace('"batch": 32', '"batch": 1')]
+    ("old", "new"),
+    [('"mu"', '"nu"'), ('"mu": 0.0, ', ""), ("{", "["), ("}", ""), ('"batch": 32', '"batch": 1'), ('{"head": 0.5}', '{"head": Infinity}')],
 )
-def test_a_recipe_of_another_make_is_refused(change):
+def test_a_recipe_of_another_make_is_refused(old, new):
+    text = Recipe(lr={"head": 0.5}).to_json()
+    assert old in text and Recipe.from_json(text)
     with pytest.raises(ValueError):
-        Recipe.from_json(change(Recipe(lr={"head": 0.1}).to_json()))
+        Recipe.from_json(text.replace(old, new))

@@ -144,6 +144,8 @@ def test_a_key_does_not_change(key):
     for name in ("_secret", "fingerprint", "another"):
         with pytest.raises(AttributeError):
             setattr(key, name, b"x" * 32)
+        with pytest.raises(AttributeError):
+            delattr(key, name)
     assert not hasattr(key, "__dict__") and key.fingerprint == "b6b84e55f15c5292"
 
 

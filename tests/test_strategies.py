@@ -29,8 +29,20 @@ def update(client: int, values: dict, examples: int = 10) -> Update:
     return Update(client, values, examples, {"loss": 1.0, "steps": 3, "seconds": 0.5})
 
 
-@pytest.fixture(params=EVERY)
+def of_the_readme():
+    """The strategy that the README shows, run as it stands there."""
+    text = (CONF.parent / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 25
+    names: dict = {}
+    exec(code, names)
+    return names["fedavgm"](load("").recipe)
+
+
+@pytest.fixture(params=[*EVERY, "README"])
 def strategy(request):
+    if request.param == "README":
+        return of_the_readme()
     config = load(f"strategy={request.param}")
     return build(config.strategy, recipe=config.recipe)
 

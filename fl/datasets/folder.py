@@ -23,7 +23,7 @@ def image_folder(image: PositiveInt, root: str) -> Dataset:
     folder = Path(root).expanduser()
     faults: Counter[str] = Counter()
     if not (folder / "train").is_dir() or not (folder / "test").is_dir():
-        raise DataError(f"an image folder must hold train/<class>/* and test/<class>/*, got {folder}; set data.root")
+        raise DataError(f"an image folder must hold train/<class>/* and test/<class>/*, got {folder}; see data.root")
     classes = tuple(sorted(p.name for p in (folder / "train").iterdir() if p.is_dir()))
     strangers = {p.name for p in (folder / "test").iterdir() if p.is_dir()} - set(classes)
     if strangers:

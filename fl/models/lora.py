@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from fl.adapter import group
 from fl.randomness import generator
 
 
@@ -60,8 +61,6 @@ def attach(model: nn.Module, rank: int, alpha: float, seed: int) -> None:
 
 def train_only(model: nn.Module, groups: Iterable[str]) -> None:
     """Let exactly the parameters of these groups (`fl.adapter.group`) train."""
-    from fl.adapter import group
-
     wanted = set(groups)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(group(name) in wanted)

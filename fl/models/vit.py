@@ -1,7 +1,6 @@
 """Any timm vision transformer by name, at any image and patch size, with a fresh head.
 
-Inputs are normalised with mean = std = 0.5 for every channel (`normalise`), so that a permutation across channels
-commutes with the normalisation. The head starts at zero: every client has the same one without a word about it.
+The head starts at zero: every client has the same one without a word about it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from pathlib import Path
 import timm
 import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
 from fl.models import WeightsError
 from fl.randomness import derive
@@ -51,8 +50,3 @@ def vit(
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
     return model
-
-
-def normalise(x: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]: ``(x / 255 - 0.5) / 0.5``."""
-    return x.float() / 127.5 - 1.0

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Hashable, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,37 +53,61 @@ class Client:
     cipher: Cipher
     dataset: Dataset
     split: Split
-    bench: Workbench
 
     def __repr__(self) -> str:
         return f"Client({self.index} of {self.of}, key {self.key.fingerprint})"
+
+    @property
+    def bench(self) -> Workbench:
+        """The model, which a process keeps for the clients of one config."""
+        return _workbench(self.config, self.key, len(self.dataset.classes))
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, h, w) as the source has them -> uint8 as the model reads them: resized, then encrypted."""
         return self.cipher.encrypt(resize(images, self.config.model["image"]))
 
-    @cached_property
+    @property
     def plain(self) -> Examples:
         """The training images as the source has them."""
         return self.dataset.train.at(self.split.train[self.index])
 
-    @cached_property
+    @property
     def train(self) -> Examples:
-        """The training images as the model reads them, prepared once."""
-        return Examples(self.prepare(self.plain.images), self.plain.labels)
+        """The training images as the model reads them, prepared once while the shelf has room."""
+        return SHELF.get((self, "train"), lambda: self._ready(self.plain))
 
-    @cached_property
+    @property
     def held(self) -> Examples:
         """The images to evaluate on, as the model reads them: the client's test shard, or what it held out."""
         on_test = self.config.evaluate_on == "test"
         source, parts = (self.dataset.test, self.split.test) if on_test else (self.dataset.train, self.split.validation)
-        plain = source.at(parts[self.index])
+        return SHELF.get((self, "held"), lambda: self._ready(source.at(parts[self.index])))
+
+    def _ready(self, plain: Examples) -> Examples:
         return Examples(self.prepare(plain.images), plain.labels)
 
 
-@lru_cache(maxsize=4)
+class Shelf:
+    """The partitions that a process keeps ready: the last used ones, up to ``limit`` bytes of images."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.kept = limit, {}
+
+    def get(self, name: Hashable, make: Callable[[], Examples]) -> Examples:
+        """What lies under ``name``, made if it does not; the longest unused ones make room for it."""
+        examples = self.kept.pop(name, None) or make()
+        self.kept[name] = examples
+        while len(self.kept) > 1 and sum(e.images.nbytes for e in self.kept.values()) > self.limit:
+            del self.kept[next(iter(self.kept))]
+        return examples
+
+
+SHELF = Shelf(limit=2**31)
+
+
+@lru_cache(maxsize=128)
 def open_client(config: Config, index: int, of: int) -> Client:
-    """Open client ``index`` (from 0) of ``of``; a process keeps the last few.
+    """Open client ``index`` (from 0) of ``of``, once in a process.
 
     Raises KeyFileError, DataError, WeightsError or ConfigError, each with one line that says what to do.
     """
@@ -92,11 +116,12 @@ def open_client(config: Config, index: int, of: int) -> Client:
     cipher = build(config.cipher, key=key, block=config.model["patch"])
     if config.start == "keyed" and cipher.absorb is None:
         raise ConfigError("start=keyed needs a cipher that the patch embedding can absorb; set start=public")
-    dataset = _dataset(json.dumps(config.data, sort_keys=True), config.model["image"])
-    parts = split(
-        build(config.partition), dataset.train.labels, dataset.test.labels, of, config.seed, config.validation
-    )
-    return Client(config, index, of, key, cipher, dataset, parts, _workbench(config, key, len(dataset.classes)))
+    source = json.dumps(config.data, sort_keys=True), config.model["image"]
+    dataset = _dataset(*source)
+    parts = _split(*source, json.dumps(config.partition, sort_keys=True), of, config.seed, config.validation)
+    client = Client(config, index, of, key, cipher, dataset, parts)
+    client.bench  # so that what is wrong with the weights is said now
+    return client
 
 
 def train(client: Client, round: int, recipe: Recipe, received: Adapter) -> tuple[Adapter, int, dict[str, float]]:
@@ -158,6 +183,12 @@ def keepsakes(client: Client, folder: Path) -> None:
 @lru_cache(maxsize=1)
 def _dataset(source: str, image: int) -> Dataset:
     return build(json.loads(source), image=image)
+
+
+@lru_cache(maxsize=1)
+def _split(source: str, image: int, partition: str, of: int, seed: int, validation: float) -> Split:
+    dataset = _dataset(source, image)
+    return split(build(json.loads(partition)), dataset.train.labels, dataset.test.labels, of, seed, validation)
 
 
 @lru_cache(maxsize=1)

@@ -98,7 +98,7 @@ def schedule(recipe: Recipe, progress: float) -> float:
     low, high = recipe.span
     t = low + (high - low) * progress
     if t < recipe.warmup:
-        return max(t, 1e-3) / recipe.warmup  # never quite zero, so that the first step is one
+        return min(1.0, max(t, 1e-3) / recipe.warmup)  # never quite zero, so that the first step is one
     return (1 + math.cos(math.pi * (t - recipe.warmup) / (1 - recipe.warmup))) / 2 if recipe.cosine else 1.0
 
 

@@ -88,6 +88,11 @@ def test_a_permutation_holds_every_index_once(key):
         assert order.sort().values.tolist() == list(range(n))
 
 
+def test_a_word_that_would_favour_some_orders_is_drawn_again(key, monkeypatch):
+    monkeypatch.setattr(SharedKey, "_words", lambda self, purpose: iter([2**32 - 1, 4, 2**32 - 1]))
+    assert key.permutation("any", 3).tolist() == [0, 2, 1]  # below 3 there are 2**32 - 1 fair words, below 2 all are
+
+
 def test_permutations_are_uniform_over_purposes(key):
     draws = 1200
     counts: dict[tuple, int] = {}

@@ -25,7 +25,7 @@ ADAPTER = {
     "head.weight": torch.arange(6.0).view(2, 3).T,  # not contiguous
     "pos_embed": torch.tensor(-1e-42),  # 0-d, and subnormal
     "a.lora_b.weight": torch.zeros(0, 4),
-    "a.lora_a.weight": torch.tensor([[torch.inf, torch.nan, -0.0, 1 / 3]]),
+    "z.lora_a.weight": torch.tensor([[torch.inf, torch.nan, -0.0, 1 / 3]]),
 }
 
 
@@ -49,7 +49,7 @@ def test_a_payload_by_hand():
 
 def test_the_groups_lie_together_in_their_order():
     names = [n for n, _, _ in json.loads(pack(ADAPTER, CODEC).header)]
-    assert names == ["a.lora_a.weight", "a.lora_b.weight", "head.weight", "pos_embed"]
+    assert names == ["z.lora_a.weight", "a.lora_b.weight", "head.weight", "pos_embed"]
     assert [GROUPS.index(group(n)) for n in names] == sorted(GROUPS.index(group(n)) for n in names)
     assert pack(dict(reversed(ADAPTER.items())), CODEC).header == pack(ADAPTER, CODEC).header
     assert group_bytes(pack(ADAPTER, CODEC).header) == {"lora_a": 16, "lora_b": 0, "head": 24, "backbone": 4}
@@ -72,6 +72,7 @@ def test_what_sending_would_cost_is_what_it_costs(tiny):
         '[["a",[2],12],["b",[-1],-8]]',
         '[["a",[-1],4]]',
         '[["a",[2],4]]',  # the shape wants 8
+        '[["a",[0],4]]',  # the shape wants none
         '[["a",[1]]]',
         '[["a",1,4]]',
         '[["a",[1.5],4]]',

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fl.adapter import group
+from fl.models import WeightsError
 from fl.randomness import generator
 
 
@@ -46,17 +47,19 @@ class LoRAqv(nn.Module):
 
 
 def attach(model: nn.Module, rank: int, alpha: float, seed: int) -> None:
-    """Put LoRA into every block of a timm ViT; each A is drawn from (seed, its own name)."""
-    for name, module in list(model.named_modules()):
-        if name.endswith("attn.qkv") and isinstance(module, nn.Linear):
-            adapted = LoRAqv(module, rank, alpha)
-            bound = module.in_features**-0.5  # Kaiming-uniform with a = sqrt(5)
-            with torch.no_grad():
-                for part in ("q", "v"):
-                    path = getattr(adapted, part)
-                    path.lora_a.weight.uniform_(-bound, bound, generator=generator(seed, "lora", name, part))
-                    path.lora_b.weight.zero_()
-            model.get_submodule(name.rpartition(".")[0]).qkv = adapted.to(module.weight.device)
+    """Put LoRA into every block of a timm ViT; each A is drawn from (seed, its own name). Raises WeightsError if none fits."""
+    layers = [(n, m) for n, m in model.named_modules() if n.endswith("attn.qkv") and isinstance(m, nn.Linear)]
+    if not layers:
+        raise WeightsError("LoRA needs a model whose blocks have a fused attn.qkv; choose one of timm's vit_* models")
+    for name, layer in layers:
+        adapted = LoRAqv(layer, rank, alpha)
+        bound = layer.in_features**-0.5  # Kaiming-uniform with a = sqrt(5)
+        with torch.no_grad():
+            for part in ("q", "v"):
+                path = getattr(adapted, part)
+                path.lora_a.weight.uniform_(-bound, bound, generator=generator(seed, "lora", name, part))
+                path.lora_b.weight.zero_()
+        model.get_submodule(name.rpartition(".")[0]).qkv = adapted.to(layer.weight.device)
 
 
 def train_only(model: nn.Module, groups: Iterable[str]) -> None:

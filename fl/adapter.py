@@ -6,6 +6,7 @@ What trains is said once, by ``requires_grad``; what is sent, averaged, saved an
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Iterable, Mapping, Sequence
@@ -70,8 +71,8 @@ def mean(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
     if not adapters or len(adapters) != len(weights):
         raise ValueError(f"a mean needs adapters and a weight for each, got {len(adapters)} and {len(weights)}")
     total = float(sum(weights))
-    if not total > 0 or min(weights) < 0:
-        raise ValueError(f"weights must be >= 0 with a positive sum, got {list(weights)}")
+    if not 0 < total < math.inf or min(weights) < 0:
+        raise ValueError(f"weights must be >= 0 with a positive, finite sum, got {list(weights)}")
     for other in adapters[1:]:
         check_like(other, adapters[0])
     result = {n: t * (weights[0] / total) for n, t in adapters[0].items()}

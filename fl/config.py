@@ -81,12 +81,18 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _pairs(self) -> Config:
-        image, patch = self.model["image"], self.model["patch"]
+        for part in ("model", "data", "partition", "cipher", "method", "strategy"):
+            if not isinstance(getattr(self, part).get("_target_"), str):
+                raise ValueError(f"{part} must name its builder in _target_; choose {part}=NAME")
+        image, patch = self.model.get("image"), self.model.get("patch")
+        for name, side in (("image", image), ("patch", patch)):
+            if not isinstance(side, int) or side < 1:
+                raise ValueError(f"model.{name} must be a number of pixels, got {side!r}")
         if image % patch:
             raise ValueError(f"model.image must be a multiple of model.patch, got image={image}, patch={patch}")
         for part, name in (("data", "root"), ("model", "weights")):
             place = getattr(self, part).get(name, "/")
-            if place not in ("hub", "none") and not Path(place).expanduser().is_absolute():
+            if place not in ("hub", "none") and not Path(str(place)).expanduser().is_absolute():
                 raise ValueError(f"{part}.{name} must be absolute or start with ~, got {place!r}")
         if self.evaluate_on == "validation" and not self.validation:
             raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")
@@ -109,8 +115,9 @@ class Config(BaseModel):
         change = {k: v for k, v in own.items() if k not in parts}
         for name, (part, field) in parts.items():
             if name in own:
-                change[part] = getattr(self, part) | {field: own[name]}
-        return self.model_copy(update=change)
+                if field in getattr(self, part):  # the demo's pictures need no folder
+                    change[part] = getattr(self, part) | {field: own[name]}
+        return _checked(self.model_dump() | change)
 
 
 @lru_cache(maxsize=64)
@@ -126,13 +133,20 @@ def load(overrides: str = "") -> Config:
             composed = OmegaConf.to_container(compose("config", overrides=words), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(str(error), words)) from None
+    except ValueError as error:  # Hydra's, for a group set to what is no name
+        raise ConfigError(f"overrides must be as Hydra reads them, got {overrides!r}: {error}") from None
+    return _checked(composed)
+
+
+def _checked(values: dict[str, Any]) -> Config:
     try:
-        return Config.model_validate(composed)
+        return Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{place}: {reason}, got {first['input']!r}" if place else reason) from None
+        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        raise ConfigError(f"{place}: {reason}{got}" if place else reason) from None
 
 
 def build(part: dict[str, Any], **given: Any) -> Any:
@@ -144,7 +158,8 @@ def build(part: dict[str, Any], **given: Any) -> Any:
     try:
         builder = get_object(part["_target_"])
     except Exception as error:
-        raise ConfigError(f"_target_ must name a function that can be imported, got {part['_target_']!r}: {error}") from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"_target_ must name a function that can be imported, got {part.get('_target_')!r}: {reason}") from None
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(builder)
     try:
         return checked(**values)
@@ -156,12 +171,12 @@ def build(part: dict[str, Any], **given: Any) -> Any:
 
 def _explain(message: str, words: list[str]) -> str:
     """Hydra's many lines as one, with the nearest name that exists."""
-    first = message.strip().splitlines()[0]
-    missing = re.search(r"Could not find '(\S+?)/([^'/]+)'", message)
+    missing = re.search(r"Could not (?:find|load) '([^'/]+)/([^']+)'", message)
     if missing:
-        known = sorted(p.stem for p in (CONF / missing[1]).glob("**/*.yaml"))
+        folder = CONF / missing[1]
+        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.glob("**/*.yaml"))
         near = difflib.get_close_matches(missing[2], known, 1)
-        return f"{missing[1]}={missing[2]} does not exist{_hint(near)}; there are: {', '.join(known)}"
+        return f"{missing[1]}={missing[2]} does not exist{_hint(near) or '; there are: ' + ', '.join(known)}"
     choices = [word for word in words if (CONF / word.split("=")[0]).is_dir()]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         known = list(_paths(OmegaConf.to_container(compose("config", overrides=choices))))
@@ -170,7 +185,7 @@ def _explain(message: str, words: list[str]) -> str:
         if key and key not in known and not (CONF / key).is_dir():
             near = difflib.get_close_matches(key, known + [p.name for p in CONF.iterdir() if p.is_dir()], 1)
             return f"unknown setting {key!r}{_hint(near)}"
-    return first
+    return " ".join(message.split()[:40])
 
 
 def _hint(near: list[str]) -> str:

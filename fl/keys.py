@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
@@ -45,6 +45,9 @@ class SharedKey:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a shared key does not change; make another")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a shared key does not change; make another")
+
     def __repr__(self) -> str:
         return f"SharedKey({self.fingerprint})"
 
@@ -59,8 +62,7 @@ class SharedKey:
 
     def stream(self, purpose: str, nbytes: int) -> bytes:
         """``nbytes`` keyed pseudo-random bytes: AES-256-CTR from a zero counter under the purpose's own key."""
-        encryptor = Cipher(algorithms.AES(self._derive(f"stream {purpose}", 32)), modes.CTR(bytes(16))).encryptor()
-        return encryptor.update(bytes(nbytes))
+        return self._keystream(f"stream {purpose}").update(bytes(nbytes))
 
     def permutation(self, purpose: str, n: int) -> Tensor:
         """int64 (n,), uniform over the n! orders: Fisher-Yates, its draws unbiased by rejection."""
@@ -75,14 +77,17 @@ class SharedKey:
 
     def signs(self, purpose: str, n: int) -> Tensor:
         """bool (n,), each fair and independent."""
-        octets = np.frombuffer(self.stream(f"signs {purpose}", -(-n // 8)), np.uint8)
+        octets = np.frombuffer(self._keystream(f"signs {purpose}").update(bytes(-(-n // 8))), np.uint8)
         return torch.from_numpy(np.unpackbits(octets)[:n].astype(bool))
 
     def _words(self, purpose: str):
         """Uniform 32-bit words without end: the purpose's stream, read big-endian, 4 kB at a time."""
-        encryptor = Cipher(algorithms.AES(self._derive(purpose, 32)), modes.CTR(bytes(16))).encryptor()
+        keystream = self._keystream(purpose)
         while True:
-            yield from np.frombuffer(encryptor.update(bytes(4096)), ">u4").tolist()
+            yield from np.frombuffer(keystream.update(bytes(4096)), ">u4").tolist()
+
+    def _keystream(self, purpose: str) -> CipherContext:
+        return Cipher(algorithms.AES(self._derive(purpose, 32)), modes.CTR(bytes(16))).encryptor()
 
     def _derive(self, info: str, nbytes: int) -> bytes:
         return HKDF(SHA256(), nbytes, salt=b"veilora", info=info.encode()).derive(self._secret)

@@ -9,9 +9,10 @@ import json
 from dataclasses import asdict, fields
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Point = Annotated[float, Field(ge=0, le=1)]
 
@@ -27,16 +28,16 @@ class Recipe:
     the loss gains ``mu / 2 * |w - w_received|^2``. ``clip`` bounds the norm of the whole gradient; 0 turns it off.
     """
 
-    lr: dict[str, NonNegativeFloat]
+    lr: dict[str, Amount]
     optimizer: Literal["adamw", "sgd"] = "adamw"
     epochs: PositiveInt = 1
     batch: Annotated[int, Field(ge=2)] = 32
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Amount = 0.0
     momentum: Share = 0.9
     warmup: Share = 0.1
     cosine: bool = True
-    clip: NonNegativeFloat = 1.0
-    mu: NonNegativeFloat = 0.0
+    clip: Amount = 1.0
+    mu: Amount = 0.0
     augment: bool = False
     span: tuple[Point, Point] = (0.0, 1.0)
 

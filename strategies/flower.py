@@ -17,7 +17,7 @@ from fl.adapter import Adapter
 from fl.config import Config, build
 from fl.journal import Journal
 from fl.provenance import code_digest
-from fl.wire.flat import Packed, WireError, pack, unpack
+from fl.wire.flat import Codec, Packed, WireError, pack, unpack
 from fl.wire.float32 import float32
 from fl.wire.ledger import Entry, entry
 from fl.wire.records import facts_of, packed_of, serialised_bytes, to_content
@@ -58,11 +58,10 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
         replies = exchange(grid, config, messages, number.__getitem__, journal, f"round {round}/{config.rounds} training")
         updates = []
         for reply in replies:
-            client, facts, packed = number[reply.metadata.src_node_id], facts_of(reply), packed_of(reply)
-            update = Update(client, unpack(packed, codec), int(facts["examples"]), dict(facts["metrics"]))
-            updates.append(admit(update, given[client]))
+            update = update_of(number[reply.metadata.src_node_id], reply, codec)
+            updates.append(admit(update, given[update.client]))
             ledger.append(weigh("train", "up", reply))
-            envelope = ledger[-1].total - packed.nbytes
+            envelope = ledger[-1].total - packed_of(reply).nbytes
         state = strategy.apply(state, round, updates)
 
         scores: list[Evaluation] = []
@@ -115,6 +114,16 @@ def _check_number(config: Config, brought: int) -> None:
             f"the config asks for {config.clients} clients, the engine brings {brought}; "
             f"add --federation-config \"num-supernodes={config.clients}\", or set clients=0"
         )
+
+
+def update_of(client: int, reply: Message, codec: Codec) -> Update:
+    """The update in a reply. Raises RunFailed, naming the client, when there is none that can be read."""
+    try:
+        facts = facts_of(reply)
+        metrics = {name: float(facts["metrics"][name]) for name in ("loss", "steps", "seconds")}
+        return Update(client, unpack(packed_of(reply), codec), int(facts["examples"]), metrics)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFailed(f"client {client}: an update must hold an adapter, examples and metrics ({error})") from None
 
 
 def message(kind: str, node: int, round: int, facts: dict[str, Any], packed: Packed | None = None) -> Message:

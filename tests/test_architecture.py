@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import sys
 import tomllib
 import zipfile
 from io import BytesIO
@@ -72,7 +73,7 @@ def test_importing_the_server_loads_none_of_them_either():
         "bad = [m for m in sys.modules if m.startswith(('fl.keys', 'fl.ciphers', 'fl.datasets', 'fl.learn', 'fl.models', 'clients', 'timm', 'torchvision'))]\n"
         "assert not bad, bad"
     )
-    subprocess.run(["python", "-c", script], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 def test_the_bundle_holds_code_and_yaml_and_nothing_else():

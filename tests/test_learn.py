@@ -176,9 +176,12 @@ def test_the_loss_falls_and_the_classes_are_learnt(tiny, forty):
 
 
 def test_the_same_stream_gives_the_same_bytes_and_another_gives_others(tiny, forty):
+    def noisy(x: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        return x ^ torch.randint(0, 2, x.shape, generator=stream, dtype=torch.uint8)
+
     def trained(seed: int) -> str:
         model = tiny(lora_patch(2))
-        fit(model, forty, Recipe(lr=RATES, batch=8), generator(seed, "fit"), lambda x, s: x ^ torch.randint(0, 2, x.shape, generator=s, dtype=torch.uint8))
+        fit(model, forty, Recipe(lr=RATES, batch=8), generator(seed, "fit"), noisy)
         return digest(read(model))
 
     assert trained(0) == trained(0) != trained(1)

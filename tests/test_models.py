@@ -171,7 +171,8 @@ def test_other_sizes_resample_the_position_and_patch_embeddings_alone(image, pat
     if patch == 8:
         assert torch.equal(there.patch_embed.proj.weight, trained.patch_embed.proj.weight)
     else:
-        assert 0 < there.patch_embed.proj.weight.std() and not torch.equal(there.patch_embed.proj.weight, tiny(patch=patch).patch_embed.proj.weight)
+        fresh = tiny(image=image, patch=patch).patch_embed.proj.weight
+        assert there.patch_embed.proj.weight.std() > 2 * fresh.std() > 0  # the file's, spread by 0.2, and not the draw
     assert torch.equal(there.blocks[1].mlp.fc1.weight, trained.blocks[1].mlp.fc1.weight)
     assert there(torch.zeros(1, 3, image, image)).shape == (1, 3)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,4 +188,4 @@ def test_the_demo_learns_and_the_keyed_start_helps(tmp_path):
 
 def test_the_loop_needs_neither_flower_nor_ray():
     script = "import sys, simulations.loop, simulations.compare; assert not {'flwr', 'ray'} & set(sys.modules), 'loaded'"
-    subprocess.run(["python", "-c", script], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

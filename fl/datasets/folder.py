@@ -40,9 +40,9 @@ def _read(part: Path, classes: tuple[str, ...], side: int, faults: Counter[str])
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # a picture with odd metadata is still a picture
                     with Image.open(path) as picture:
+                        square = ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
                         if picture.mode != "RGB":
                             faults[f"{part.name} converted"] += 1
-                        square = ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 faults[f"{part.name} skipped"] += 1
                 continue

@@ -12,7 +12,9 @@ from pydantic import PositiveInt
 from safetensors.torch import save_file
 from torch import nn
 
+from fl.datasets import Examples
 from fl.datasets.demo import PUBLIC, draw
+from fl.datasets.images import resize
 from fl.learn import fit
 from fl.models.vit import vit
 from fl.randomness import derive, generator
@@ -36,7 +38,8 @@ def demo_vit(image: PositiveInt, patch: PositiveInt, classes: PositiveInt, weigh
 def pretrain(path: Path, image: int, patch: int) -> None:
     """Train on ``PICTURES`` plain pictures of the public kinds and write the weights to ``path``, whole or not at all."""
     model = vit(NAME, image, patch, len(PUBLIC), "none", **SHAPE)
-    fit(model, draw(PUBLIC, PICTURES, generator(0, "demo", "public")), RECIPE, generator(0, "demo", "pretrain"))
+    images, labels = draw(PUBLIC, PICTURES, generator(0, "demo", "public"))
+    fit(model, Examples(resize(images, image), labels), RECIPE, generator(0, "demo", "pretrain"))
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     save_file({n: t for n, t in model.state_dict().items()}, fresh)

@@ -10,6 +10,7 @@ from pathlib import Path
 import timm
 import torch
 from pydantic import PositiveInt
+from timm.models import VisionTransformer
 from torch import nn
 
 from fl.models import WeightsError
@@ -38,14 +39,14 @@ def vit(
                 name, pretrained, pretrained_cfg_overlay=overlay, num_classes=classes, img_size=image, patch_size=patch, **shape
             )
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:240]
             if weights == "hub" and name in timm.list_models(pretrained=False):
                 raise WeightsError(
                     f"the weights of {name} could not be downloaded ({reason}); without a network, "
                     "set model.weights to a local safetensors or torch file, or to none"
                 ) from None
             raise WeightsError(f"model {name} could not be built with weights={weights} ({reason})") from None
-    if not hasattr(model, "patch_embed") or not hasattr(model, "blocks"):
+    if not isinstance(model, VisionTransformer):
         raise WeightsError(f"model {name} is no plain vision transformer; choose one of timm's vit_* models")
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)

@@ -51,13 +51,15 @@ def pack(adapter: Adapter, codec: Codec) -> Packed:
 def unpack(packed: Packed, codec: Codec) -> Adapter:
     """The adapter that was packed. Raises WireError when header and payload do not fit each other."""
     try:
-        rows = [(str(n), tuple(int(d) for d in shape), int(size)) for n, shape, size in json.loads(packed.header)]
-    except (TypeError, ValueError) as error:
+        rows = [(n, tuple(shape), size) for n, shape, size in json.loads(packed.header)]
+        if not all(type(n) is str and all(type(d) is int and 0 <= d < 2**31 for d in (*shape, size)) for n, shape, size in rows):
+            raise ValueError("a name, a list of sizes and a size")
+    except (TypeError, ValueError, RecursionError) as error:
         raise WireError(f"a header must be a JSON list of [name, shape, bytes], got {packed.header[:60]!r} ({error})") from None
     if packed.payload.dtype != np.uint8 or packed.payload.ndim != 1:
         raise WireError(f"a payload must be uint8 (n,), got {packed.payload.dtype} {packed.payload.shape}")
-    if any(size < 0 or min(shape, default=0) < 0 for _, shape, size in rows) or sum(r[2] for r in rows) != packed.payload.size:
-        raise WireError(f"the header must describe all {packed.payload.size} bytes of the payload, got {sum(r[2] for r in rows)}")
+    if sum(size for _, _, size in rows) != packed.payload.size:
+        raise WireError(f"the header must describe all {packed.payload.size} bytes of the payload, got {sum(size for _, _, size in rows)}")
     if len({n for n, _, _ in rows}) != len(rows):
         raise WireError("a header must name each tensor once")
     adapter, at = {}, 0

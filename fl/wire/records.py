@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
@@ -36,8 +37,11 @@ def facts_of(message: Message) -> dict[str, Any]:
 def packed_of(message: Message) -> Packed:
     """The packed adapter that `to_content` put in. Raises WireError when there is none."""
     try:
-        return Packed(str(message.content[FACTS]["header"]), message.content[ADAPTER]["flat"].numpy())
-    except (KeyError, TypeError, ValueError) as error:
+        header, payload = message.content[FACTS]["header"], message.content[ADAPTER]["flat"].numpy()
+        if not isinstance(header, str) or not isinstance(payload, np.ndarray):
+            raise TypeError("no text, or no array")
+        return Packed(header, payload)
+    except Exception as error:  # whatever NumPy raises for what a stranger sent
         raise WireError(f"a message must carry one flat adapter, got none that can be read ({type(error).__name__})") from None
 
 

@@ -49,7 +49,7 @@ def test_the_defaults_are_safe():
         ("recipe.optimiser=sgd", "unknown setting 'recipe.optimiser'; did you mean 'recipe.optimizer'?"),
         ("data.trian=3", "unknown setting 'data.trian'; did you mean 'data.train'?"),
         ("stratgy=fedavg", "unknown setting 'stratgy'; did you mean 'strategy'?"),
-        ("model=vit_tinny", "model=vit_tinny does not exist; did you mean 'vit_tiny'?; there are: "),
+        ("model=vit_tinny", "model=vit_tinny does not exist; did you mean 'vit_tiny'?"),
         ("model=[vit_tiny,vit_tinny]", "model=vit_tinny does not exist; did you mean 'vit_tiny'?"),
         ("experiment=demo/keyd", "experiment=demo/keyd does not exist; did you mean 'demo/keyed'?"),
         ("+surprise=1", "surprise: Extra inputs are not permitted"),

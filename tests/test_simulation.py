@@ -19,7 +19,7 @@ from fl.config import load
 from fl.journal import Journal
 from fl.provenance import ROOT
 from fl.wire.ledger import ENVELOPE
-from simulations import inprocess, loop
+from simulations import bytes, inprocess, loop
 from simulations.launch import engine
 from strategies.flower import RunFailed
 from strategies.rollcall import RollCallError
@@ -184,6 +184,14 @@ def test_the_demo_learns_and_the_keyed_start_helps(tmp_path):
             keys.create(tmp_path / "key")
         accuracy[name] = loop.run(config, Journal(config, name))["accuracy"]
     assert accuracy["keyed"] > 0.8 and accuracy["keyed"] - accuracy["melo"] > 0.1
+
+
+@pytest.mark.slow
+def test_lora_patch_on_vit_base_sends_less_than_a_hundredth_of_the_full_model():
+    config = load("model=vit_base")
+    small, full = (bytes.cost(config, method) for method in ("lora_patch", "full"))
+    assert (small.parameters, small.entry.total - small.entry.sizes[ENVELOPE]) == (745_738, 4 * 745_738)
+    assert small.entry.total / full.entry.total <= 0.0088
 
 
 def test_the_loop_needs_neither_flower_nor_ray():

@@ -2,13 +2,14 @@
 
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``data-path``, ``weights-path``, ``device``, ``state-path``.
+run's config ``key-path``, ``data-path``, ``weights-path``, ``device``.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Callable
@@ -36,8 +37,8 @@ if "ray" in sys.modules or "flwr.simulation.app" in sys.modules:
 app = ClientApp()
 log = logging.getLogger("veilora.client")
 
-NODE_SETTINGS = {"key-path": "key", "data-path": "data_root", "weights-path": "weights", "device": "device", "state-path": "state"}
-EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError)
+NODE_SETTINGS = {"key-path": "key", "data-path": "data_root", "weights-path": "weights", "device": "device"}
+EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, OSError)
 
 
 def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) -> Callable[[Message, Context], Message]:
@@ -47,9 +48,10 @@ def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) 
     """
 
     def handler(message: Message, context: Context) -> Message:
-        config, index, of = None, int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+        config, index = None, None
         try:
-            config = at_node(context)
+            index, of = place(context)
+            config = at_node(context, index)
             facts, packed = work(local.open_client(config, index, of), message)
         except EXPECTED as error:
             log.error("%s", error)
@@ -59,10 +61,21 @@ def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) 
     return handler
 
 
-def at_node(context: Context) -> Config:
+def place(context: Context) -> tuple[int, int]:
+    """This node's number and how many there are. Raises ConfigError when its node config does not say."""
+    try:
+        index, of = (int(context.node_config[name]) for name in ("partition-id", "num-partitions"))
+    except (KeyError, TypeError, ValueError):
+        index, of = -1, -1
+    if not 0 <= index < of:
+        raise ConfigError("a node must know its place; start it with --node-config 'partition-id=I num-partitions=N', 0 <= I < N")
+    return index, of
+
+
+def at_node(context: Context, index: int) -> Config:
     """The run's config as this node sees it."""
     config = load(str(context.run_config.get("overrides", "")))
-    simulated = config.nodes.get(int(context.node_config["partition-id"]), Node())
+    simulated = config.nodes.get(index, Node())
     own = {field: str(context.node_config[name]) for name, field in NODE_SETTINGS.items() if name in context.node_config}
     return config.at_node(simulated).at_node(Node(**own))
 
@@ -71,10 +84,15 @@ def without_paths(text: str, config: Config | None) -> str:
     """``text`` with this machine's paths replaced by the names of the settings that hold them."""
     if config is None:
         return text
-    places = {"data.root": config.data.get("root"), "model.weights": config.model.get("weights"), "key": config.key}
-    for name, place in places.items():
-        for path in (str(Path(str(place)).expanduser()), str(place)):
-            if "/" in path:
+    places = {
+        "data.root": config.data.get("root", ""),
+        "model.weights": config.model.get("weights", ""),
+        "key": config.key,
+        "output": config.output,
+    }
+    for name, where in places.items():
+        for path in (str(Path(str(where)).expanduser()), str(where)):
+            if len(path) > 1 and "/" in path:
                 text = text.replace(path, f"<{name}>")
     return text
 
@@ -86,8 +104,9 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     wish = facts_of(message)
     if wish.get("start"):
         return {}, pack(client.bench.start, float32())
-    if client.index == 0 and wish.get("run"):
-        local.keepsakes(client, Path(client.config.output).expanduser() / Path(wish["run"]).name)
+    run = str(wish.get("run", ""))
+    if client.index == 0 and re.fullmatch(r"[a-z0-9_-]+", run):
+        local.keepsakes(client, Path(client.config.output).expanduser() / run)
     return local.roll(client), None
 
 

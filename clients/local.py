@@ -7,6 +7,7 @@ order; `_absorb` permutes its patch-embedding columns by the key, and `_release`
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,35 +75,46 @@ class Client:
     @property
     def train(self) -> Examples:
         """The training images as the model reads them, prepared once while the shelf has room."""
-        return SHELF.get((self, "train"), lambda: self._ready(self.plain))
+        return SHELF.get(self.config, (self.index, "train"), lambda: self._ready(self.plain))
 
     @property
     def held(self) -> Examples:
         """The images to evaluate on, as the model reads them: the client's test shard, or what it held out."""
-        on_test = self.config.evaluate_on == "test"
-        source, parts = (self.dataset.test, self.split.test) if on_test else (self.dataset.train, self.split.validation)
-        return SHELF.get((self, "held"), lambda: self._ready(source.at(parts[self.index])))
+        source = self.dataset.test if self.config.evaluate_on == "test" else self.dataset.train
+        return SHELF.get(self.config, (self.index, "held"), lambda: self._ready(source.at(self.held_indices)))
+
+    @property
+    def held_indices(self) -> Tensor:
+        """Where in the source the images to evaluate on are."""
+        return (self.split.test if self.config.evaluate_on == "test" else self.split.validation)[self.index]
 
     def _ready(self, plain: Examples) -> Examples:
         return Examples(self.prepare(plain.images), plain.labels)
 
 
 class Shelf:
-    """The partitions that a process keeps ready: the last used ones, up to ``limit`` bytes of images."""
+    """The partitions of one config that a process keeps ready, as many as fit in ``config.keep`` gigabytes.
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.kept = limit, {}
+    What came first stays: clients take turns, and whoever makes room for the newest in a circle never finds anything.
+    """
 
-    def get(self, name: Hashable, make: Callable[[], Examples]) -> Examples:
-        """What lies under ``name``, made if it does not; the longest unused ones make room for it."""
-        examples = self.kept.pop(name, None) or make()
-        self.kept[name] = examples
-        while len(self.kept) > 1 and sum(e.images.nbytes for e in self.kept.values()) > self.limit:
-            del self.kept[next(iter(self.kept))]
+    def __init__(self) -> None:
+        self.config: Config | None = None
+        self.kept: dict[Hashable, Examples] = {}
+
+    def get(self, config: Config, name: Hashable, make: Callable[[], Examples]) -> Examples:
+        """What lies under ``name``; made, and laid there if there is room, when nothing does."""
+        if config != self.config:
+            self.config, self.kept = config, {}
+        if name in self.kept:
+            return self.kept[name]
+        examples = make()
+        if sum(e.images.nbytes for e in (examples, *self.kept.values())) <= config.keep * 1e9:
+            self.kept[name] = examples
         return examples
 
 
-SHELF = Shelf(limit=2**31)
+SHELF = Shelf()
 
 
 @lru_cache(maxsize=128)
@@ -164,7 +176,7 @@ def roll(client: Client) -> dict:
             "start": adapters.digest(client.bench.start),
         },
         "train": len(client.split.train[client.index]),
-        "evaluate": len(client.held.labels),
+        "evaluate": len(client.held_indices),
         "trained": adapters.count(client.bench.start),
         "full_bytes": float32_bytes(whole),
         "faults": client.dataset.faults,
@@ -173,10 +185,14 @@ def roll(client: Client) -> dict:
 
 
 def keepsakes(client: Client, folder: Path) -> None:
-    """Write what only a client can show: ``preview.png``, eight of its images plain above encrypted, and ``split.json``."""
+    """Write what only a client can show: ``preview.png``, eight of its images plain above encrypted, and ``split.json``.
+
+    The picture is encrypted with a key made for it and forgotten: a plain and an encrypted image together give the key.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     images = resize(client.plain.images[:8], client.config.model["image"])
-    save_rows([images, client.cipher.encrypt(images)], folder / "preview.png", zoom=max(1, 96 // client.config.model["image"]))
+    throwaway = build(client.config.cipher, key=keys.SharedKey(secrets.token_bytes(32)), block=client.config.model["patch"])
+    save_rows([images, throwaway.encrypt(images)], folder / "preview.png", zoom=max(1, 96 // client.config.model["image"]))
     client.split.save(folder / "split.json")
 
 
@@ -207,9 +223,10 @@ def _workbench(config: Config, key: keys.SharedKey, classes: int) -> Workbench:
 def _device(wish: str) -> torch.device:
     if wish == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wish.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={wish} needs a GPU that torch can see, got none; set device=cpu or auto")
-    return torch.device(wish)
+    device = torch.device(wish)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={wish} needs a GPU that torch can see, got {torch.cuda.device_count()}; set device=cpu or auto")
+    return device
 
 
 def _absorb(client: Client, adapter: Adapter) -> Adapter:

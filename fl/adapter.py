@@ -113,7 +113,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()[:16]
 
 
-def save(adapter: Adapter, path: Path) -> None:
+def save(adapter: Mapping[str, Tensor], path: Path) -> None:
     """Write ``path`` (safetensors) whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")

@@ -40,7 +40,6 @@ class Node(BaseModel):
     data_root: str | None = None
     weights: str | None = None
     device: str | None = None
-    state: str | None = None
 
 
 class Config(BaseModel):
@@ -59,9 +58,10 @@ class Config(BaseModel):
     precision: Literal["float32", "bfloat16"]
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int = Field(ge=1)
-    wait: float = Field(gt=0)                  # seconds for all nodes to come, and for a round to return
+    keep: float = Field(ge=0)                  # gigabytes of prepared images that a worker process keeps
+    wait: float = Field(gt=0, allow_inf_nan=False)      # seconds for all nodes to come
+    timeout: float = Field(gt=0, allow_inf_nan=False)   # seconds for a round's answers
     key: str
-    state: str
     output: str
     model: dict[str, Any]
     data: dict[str, Any]
@@ -72,7 +72,7 @@ class Config(BaseModel):
     recipe: Recipe
     nodes: dict[int, Node] = {}
 
-    @field_validator("key", "state", "output")
+    @field_validator("key", "output")
     @classmethod
     def _absolute(cls, path: str) -> str:
         if not Path(path).expanduser().is_absolute():
@@ -103,7 +103,7 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that two parties share exactly when they compute the same run (places may differ)."""
-        shared = self.model_dump(exclude={"key", "state", "output", "device", "nodes", "wait"})
+        shared = self.model_dump(exclude={"key", "output", "device", "nodes", "keep", "wait", "timeout"})
         for part, local in (("data", "root"), ("model", "weights")):
             shared[part] = {k: v for k, v in shared[part].items() if k != local}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]

@@ -138,7 +138,7 @@ def _autocast(device: torch.device, precision: str):
 
 
 def _to(images: Tensor, device: torch.device) -> Tensor:
-    """On a GPU: copied without waiting, channels last, as its convolutions like them."""
+    """On a GPU: channels last, as its convolutions like them."""
     if device.type == "cpu":
         return images
-    return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+    return images.to(device).contiguous(memory_format=torch.channels_last)

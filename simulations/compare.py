@@ -23,10 +23,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fl.config import load
 from fl.journal import Journal, run_name
-from fl.provenance import environment
+from fl.provenance import code_digest, environment
 from simulations import loop
 
-PLACES = ("data.root", "model.weights", "key", "state", "output", "device", "threads")  # of one machine: never in a result
+PLACES = ("data.root", "model.weights", "key", "output", "device", "threads", "keep")  # of one machine: never in a result
 
 
 def cells(arguments: list[str]) -> list[dict[str, str]]:
@@ -40,8 +40,8 @@ def cells(arguments: list[str]) -> list[dict[str, str]]:
 
 
 def identity(cell: dict[str, str]) -> str:
-    """What a cell is, whatever machine it runs on."""
-    return " ".join(f"{k}={v}" for k, v in cell.items() if k not in PLACES)
+    """What a cell is, whatever machine it runs on and however it was typed."""
+    return " ".join(sorted(f"{k}={v}" for k, v in cell.items() if k not in PLACES))
 
 
 def run_cell(cell: dict[str, str], folder: str) -> dict[str, Any]:
@@ -92,10 +92,11 @@ def main(arguments: list[str]) -> int:
     options, overrides = parser.parse_known_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     store = options.out / "cells.jsonl"
-    lines = [json.loads(text) for text in store.read_text().splitlines()] if store.exists() else []
-    finished = {line["cell"] for line in lines}
+    lines = [json.loads(text) for text in store.read_text().splitlines() if text.endswith("}")] if store.exists() else []
+    finished = {" ".join(sorted(line["cell"].split())) for line in lines}
+    older = sum(line["code"] != code_digest() for line in lines)
     todo = [cell for cell in cells(overrides) if identity(cell) not in finished]
-    print(f"{len(todo)} cells to run, {len(finished)} in {store}", flush=True)
+    print(f"{len(todo)} cells to run, {len(finished)} in {store}" + (f", {older} of them by other code" if older else ""), flush=True)
     failed = 0
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(run_cell, cell, str(Path("~/veilora/runs").expanduser())): cell for cell in todo}

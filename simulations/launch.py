@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,15 +31,18 @@ from fl.provenance import ROOT
 NOISE = re.compile(r"^(\x1b\[[0-9;]*m)*(INFO|DEBUG|WARNING|\(ClientAppActor|\(raylet|\(pid|Loading project|Using SuperLink|Successfully installed|\s*$)|^\s*warnings?\.warn")
 
 
+PATIENCE = 120  # seconds until a run that was taken must have begun
+
+
 class EngineError(RuntimeError):
-    """An engine that did not start or a run that it refused; one line with the place of its log."""
+    """An engine that did not start or stopped answering, or a run that it refused; one line with its last words."""
 
 
 class Engine:
     """A SuperLink of our own, in the folder ``home``."""
 
     def __init__(self, home: Path, port: int) -> None:
-        self.home, self.port = home, port
+        self.home, self.port, self.failed = home, port, False
         scripts = Path(sys.executable).parent
         self.env = os.environ | {
             "FLWR_HOME": str(home),
@@ -62,12 +66,23 @@ class Engine:
         except (ValueError, KeyError):
             raise EngineError(f"the engine refused the run: {(reply.stdout + reply.stderr).strip()[-400:]}") from None
         log = self.home / f"run-{run}.log"
+        submitted = time.monotonic()
         while True:
             self._stream(run, log, show)
-            listed = json.loads(self._flwr("list", "--run-id", run, "own", "--format", "json").stdout)["runs"][0]
-            if listed["status"].startswith("finished"):
-                return listed["status"] == "finished:completed"
+            status = self._status(run)
+            if status.startswith("finished"):
+                self.failed |= status != "finished:completed"
+                return status == "finished:completed"
+            if status in ("pending", "starting") and time.monotonic() - submitted > PATIENCE:
+                raise EngineError(f"the engine must start a run within {PATIENCE} s, but it is still {status}")
             time.sleep(0.5)
+
+    def _status(self, run: str) -> str:
+        listed = self._flwr("list", "--run-id", run, "own", "--format", "json").stdout
+        try:
+            return json.loads(listed)["runs"][0]["status"]
+        except (ValueError, KeyError, IndexError):
+            raise EngineError(f"the engine must list its runs, but said {listed.strip()[-200:]!r}") from None
 
     def _stream(self, run: str, log: Path, show: bool) -> None:
         command = ["flwr", "log", run, "own", "--stream"]
@@ -84,31 +99,44 @@ class Engine:
 
 @contextmanager
 def engine(started_in: Path | None = None) -> Iterator[Engine]:
-    """An engine that is up when the block begins, and gone when it ends; its folder is empty unless ``started_in`` is given."""
-    with tempfile.TemporaryDirectory(prefix="veilora-engine-", ignore_cleanup_errors=True) as folder, socket.socket() as probe:
+    """An engine that is up when the block begins, and gone when it ends; it starts in an empty folder unless told otherwise.
+
+    The logs go with it, unless a run failed: then their folder is named on standard error.
+    """
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-        probe.close()
-        own = Engine(Path(folder), port)
-        (own.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-        )
-        command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
-        with (own.home / "superlink.log").open("w") as log:
-            process = subprocess.Popen(command, cwd=started_in or own.home, env=own.env, stdout=log, stderr=log, start_new_session=True)
-        try:
-            _wait_for(process, own)
-            yield own
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                pass
-            try:
-                os.killpg(process.pid, signal.SIGKILL)  # whatever of its group is left
-            except ProcessLookupError:
-                pass
+    own = Engine(Path(tempfile.mkdtemp(prefix="veilora-engine-")), port)
+    (own.home / "config.toml").write_text(
+        f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    with (own.home / "superlink.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=started_in or own.home, env=own.env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for(process, own)
+        yield own
+    except EngineError:
+        own.failed = True
+        raise
+    finally:
+        _stop(process)
+        if own.failed:
+            print(f"the engine's logs: {own.home}", file=sys.stderr)
+        else:
+            shutil.rmtree(own.home, ignore_errors=True)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # whatever of its group is left
+    except ProcessLookupError:
+        pass
 
 
 def _wait_for(process: subprocess.Popen, own: Engine, seconds: float = 60) -> None:

@@ -1,5 +1,5 @@
 """The whole algorithm as a plain for-loop, with neither Flower nor Ray: documentation, oracle, and the way to run on a
-bare GPU machine.
+bare GPU machine. Its ledger counts header and payload of each adapter; what a transport adds, only Flower can tell.
 
     python -m simulations.loop clients=10 method=melo seed=1        Hydra overrides, as `flwr run` takes them
 """
@@ -25,7 +25,7 @@ from strategies import ClientInfo, Update
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, history_row, totals
 from strategies.plan import cohort, evaluates, orders
-from strategies.rollcall import Roll, RollCallError, agree, summary
+from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
 
 
 def run(config: Config, journal: Journal) -> dict:
@@ -36,6 +36,8 @@ def run(config: Config, journal: Journal) -> dict:
     clients = [local.open_client(node, i, number) for i, node in enumerate(nodes)]
     rolls = [Roll(**local.roll(client)) for client in clients]
     agree(rolls, code_digest())
+    for line in remarks(rolls):
+        journal.say(line)
     local.keepsakes(clients[0], journal.folder)
     infos = [ClientInfo(roll.client, roll.train) for roll in rolls]
 

@@ -7,13 +7,14 @@ a client fails ends with the client's own words.
 
 from __future__ import annotations
 
+import math
 import time
-from typing import Any, Callable, Iterable
+from typing import Any, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fl.adapter import Adapter
+from fl.adapter import Adapter, digest
 from fl.config import Config, build
 from fl.journal import Journal
 from fl.provenance import code_digest
@@ -25,7 +26,7 @@ from strategies import ClientInfo, Update
 from strategies.gate import admit
 from strategies.history import Evaluation, history_row, totals
 from strategies.plan import cohort, evaluates, orders
-from strategies.rollcall import Roll, RollCallError, agree, summary
+from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
 
 POLL = 0.05  # seconds between looks for replies
 
@@ -36,15 +37,13 @@ class RunFailed(RuntimeError):
 
 def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     """Run the federation that ``config`` describes over ``grid`` and return its summary. Raises RunFailed and RollCallError."""
-    codec = float32()
-    nodes, rolls = roll_call(grid, config, journal)
+    codec, before = float32(), []
+    nodes, rolls = roll_call(grid, config, journal, before)
+    number = {node: client for client, node in nodes.items()}
     infos = {roll.client: ClientInfo(roll.client, roll.train) for roll in rolls}
-    (asked,) = exchange(grid, config, [message("query", nodes[0], 0, {"start": True})], lambda node: 0)
-    start = unpack(packed_of(asked), codec)
 
     strategy = build(config.strategy, recipe=config.recipe)
-    state = strategy.init(start)
-    number = {node: client for client, node in nodes.items()}
+    state = strategy.init(starting_adapter(grid, config, nodes[0], rolls[0], before))
     envelope = 0
 
     for round in range(1, config.rounds + 1):
@@ -55,7 +54,7 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
             packed = pack(given[client], codec)
             messages.append(message("train", nodes[client], round, {"round": round, "recipe": recipe.to_json()}, packed))
             ledger.append(weigh("train", "down", messages[-1]))
-        replies = exchange(grid, config, messages, number.__getitem__, journal, f"round {round}/{config.rounds} training")
+        replies = exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} training")
         updates = []
         for reply in replies:
             update = update_of(number[reply.metadata.src_node_id], reply, codec)
@@ -69,19 +68,19 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
             packed = pack(strategy.view(state), codec)
             messages = [message("evaluate", node, round, {}, packed) for node in nodes.values()]
             ledger += [weigh("evaluate", "down", m) for m in messages]
-            replies = exchange(grid, config, messages, number.__getitem__, journal, f"round {round}/{config.rounds} evaluating")
-            scores = [Evaluation(client=number[r.metadata.src_node_id], **facts_of(r)) for r in replies]
+            replies = exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} evaluating")
+            scores = [evaluation_of(rolls[number[r.metadata.src_node_id]], r) for r in replies]
             ledger += [weigh("evaluate", "up", r) for r in replies]
         journal.round(history_row(round, updates, scores, ledger, time.monotonic() - began))
 
-    facts = summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, envelope)
+    facts = summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, envelope, before)
     return journal.finish(facts, strategy.view(state))
 
 
-def roll_call(grid: Grid, config: Config, journal: Journal) -> tuple[dict[int, int], list[Roll]]:
+def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry]) -> tuple[dict[int, int], list[Roll]]:
     """Wait for every node, ask each who it is, and return ``{client: node id}`` and the answers, both in client order.
 
-    The first node to come says how many there are to be. Raises RollCallError when they do not come in time, when one
+    What it costs is added to ``ledger``. The first node to come says how many there are to be. Raises RollCallError when they do not come in time, when one
     cannot work, or when they differ.
     """
     deadline = time.monotonic() + config.wait
@@ -89,10 +88,13 @@ def roll_call(grid: Grid, config: Config, journal: Journal) -> tuple[dict[int, i
     expected = 0
     while not expected or len(answers) < expected:
         new = sorted(set(grid.get_node_ids()) - set(answers))
-        replies = exchange(grid, config, [message("query", n, 0, {"run": journal.run}) for n in new], lambda node: None)
-        answers |= {reply.metadata.src_node_id: reply for reply in replies}
-        if replies and not expected:
-            expected = int(facts_of(replies[0])["of"])
+        asked = [message("query", n, 0, {"run": journal.run}) for n in new]
+        ledger += [weigh("query", "down", m) for m in asked]
+        replies = exchange(grid, config.wait, asked, {})
+        ledger += [weigh("query", "up", r) for r in replies]
+        answers |= {reply.metadata.src_node_id: roll_of(reply) for reply in replies}
+        if answers and not expected:
+            expected = next(iter(answers.values())).of
             _check_number(config, expected)
             journal.say(f"{expected} clients; for another number: flwr run . --federation-config \"num-supernodes=N\"")
         if not replies:
@@ -100,12 +102,26 @@ def roll_call(grid: Grid, config: Config, journal: Journal) -> tuple[dict[int, i
                 raise RollCallError(f"{expected or 'some'} clients must come within {config.wait:.0f} s, got {len(answers)}; start more nodes or raise wait")
             journal.progress(f"waiting for clients: {len(answers)} of {expected or '?'}, {deadline - time.monotonic():.0f} s left")
             time.sleep(POLL)
-    pairs = sorted((Roll(**facts_of(reply)), node) for node, reply in answers.items())
-    rolls = [roll for roll, _ in pairs]
+    pairs = sorted(answers.items(), key=lambda pair: pair[1].client)
+    rolls = [roll for _, roll in pairs]
     agree(rolls, code_digest())
-    for name, count in summary(rolls)["faults"].items():
-        journal.say(f"data: {count} images {name}")
-    return {roll.client: node for roll, node in pairs}, rolls
+    for line in remarks(rolls):
+        journal.say(line)
+    return {roll.client: node for node, roll in pairs}, rolls
+
+
+def starting_adapter(grid: Grid, config: Config, node: int, roll: Roll, ledger: list[Entry]) -> Adapter:
+    """The adapter that every client starts from, sent by one of them and checked against what all announced."""
+    question = message("query", node, 0, {"start": True})
+    (reply,) = exchange(grid, config.timeout, [question], {node: roll.client})
+    ledger += [weigh("query", "down", question), weigh("query", "up", reply)]
+    try:
+        start = unpack(packed_of(reply), float32())
+    except WireError as error:
+        raise RunFailed(f"client {roll.client}: {error}") from None
+    if digest(start) != roll.digests["start"]:
+        raise RunFailed(f"client {roll.client} sent another starting adapter than all clients announced")
+    return start
 
 
 def _check_number(config: Config, brought: int) -> None:
@@ -126,6 +142,26 @@ def update_of(client: int, reply: Message, codec: Codec) -> Update:
         raise RunFailed(f"client {client}: an update must hold an adapter, examples and metrics ({error})") from None
 
 
+def roll_of(reply: Message) -> Roll:
+    """The answer to the roll call in a reply. Raises RollCallError when there is none that can be read."""
+    try:
+        return Roll(**facts_of(reply))
+    except (TypeError, ValueError) as error:
+        raise RollCallError(f"node {reply.metadata.src_node_id} must answer the roll call ({error}); does it run this version?") from None
+
+
+def evaluation_of(roll: Roll, reply: Message) -> Evaluation:
+    """The evaluation in a reply. Raises RunFailed, naming the client, unless its sums are possible for its shard."""
+    try:
+        facts = facts_of(reply)
+        found = Evaluation(roll.client, float(facts["loss"]), int(facts["correct"]), int(facts["examples"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFailed(f"client {roll.client}: an evaluation must hold loss, correct and examples ({error})") from None
+    if not (math.isfinite(found.loss) and 0 <= found.correct <= found.examples == roll.evaluate):
+        raise RunFailed(f"client {roll.client}: an evaluation must be of its {roll.evaluate} images with a finite loss, got {found}")
+    return found
+
+
 def message(kind: str, node: int, round: int, facts: dict[str, Any], packed: Packed | None = None) -> Message:
     """A message of ``kind`` to ``node``."""
     return Message(to_content(facts, packed), dst_node_id=node, message_type=kind, group_id=str(round))
@@ -138,38 +174,47 @@ def weigh(kind: str, way: str, sent: Message) -> Entry:
 
 
 def exchange(
-    grid: Grid,
-    config: Config,
-    messages: Iterable[Message],
-    client_of: Callable[[int], int | None],
-    journal: Journal | None = None,
-    doing: str = "",
+    grid: Grid, seconds: float, messages: list[Message], client: Mapping[int, int], journal: Journal | None = None, doing: str = ""
 ) -> list[Message]:
-    """Send, wait, and return one reply for each message, sorted by client. Raises RunFailed when one is missing or an error."""
-    waiting = set(grid.push_messages(list(messages)))
-    total, deadline, replies = len(waiting), time.monotonic() + config.wait, []
+    """Send, wait up to ``seconds``, and return one reply for each message, sorted by client.
+
+    ``client`` numbers the node ids that are known by a number. Raises RunFailed, naming who, when a message could not be
+    sent, and when a reply is missing or an error.
+    """
+
+    def name(node: int) -> str:
+        return f"client {client[node]}" if node in client else f"node {node}"
+
+    sent = list(grid.push_messages(messages))
+    if len(sent) != len(messages) or not all(sent):
+        raise RunFailed("the engine must take every message, but refused some (too large, or the node has left)")
+    waiting = {str(i): m.metadata.dst_node_id for i, m in zip(sent, messages)}
+    deadline, replies = time.monotonic() + seconds, []
     while waiting:
         came = list(grid.pull_messages(list(waiting)))
         replies += came
-        waiting -= {reply.metadata.reply_to_message_id for reply in came}
-        if time.monotonic() > deadline:
-            raise RunFailed(f"{total} answers must come within {config.wait:.0f} s, got {len(replies)}; raise wait, or look at the nodes' logs")
+        for reply in came:
+            waiting.pop(str(reply.metadata.reply_to_message_id), None)
+            _check(reply, name(reply.metadata.src_node_id))
+        if waiting and time.monotonic() > deadline:
+            late = ", ".join(sorted(name(node) for node in waiting.values()))
+            raise RunFailed(f"{late} did not answer within {seconds:.0f} s; look at its log, or raise wait and timeout")
         if waiting and not came:
             time.sleep(POLL)
         if journal and came:
-            journal.progress(f"{doing}: {len(replies)} of {total} clients")
-    for reply in replies:
-        who = client_of(reply.metadata.src_node_id)
-        name = f"node {reply.metadata.src_node_id}" if who is None else f"client {who}"
-        if reply.has_error():
-            raise RunFailed(f"{name} failed: {_last_line(reply.error.reason)}")
-        try:
-            facts = facts_of(reply)
-        except WireError as error:
-            raise RunFailed(f"{name}: {error}") from None
-        if "error" in facts:
-            raise RunFailed(f"client {facts.get('client', '?')}: {facts['error']}")
-    return sorted(replies, key=lambda reply: client_of(reply.metadata.src_node_id) or 0)
+            journal.progress(f"{doing}: {len(replies)} of {len(messages)} clients")
+    return sorted(replies, key=lambda reply: client.get(reply.metadata.src_node_id, 0))
+
+
+def _check(reply: Message, name: str) -> None:
+    if reply.has_error():
+        raise RunFailed(f"{name} failed: {_last_line(reply.error.reason)}")
+    try:
+        facts = facts_of(reply)
+    except WireError as error:
+        raise RunFailed(f"{name}: {error}") from None
+    if "error" in facts:
+        raise RunFailed(f"{name if facts.get('client') is None else 'client ' + str(facts['client'])}: {facts['error']}")
 
 
 def _last_line(reason: str) -> str:

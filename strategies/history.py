@@ -47,13 +47,15 @@ def history_row(
     return row
 
 
-def totals(rows: Sequence[Mapping[str, Any]], full_bytes: int, envelope: int = 0) -> dict[str, Any]:
+def totals(
+    rows: Sequence[Mapping[str, Any]], full_bytes: int, envelope: int = 0, before: Sequence[Entry] = ()
+) -> dict[str, Any]:
     """Bytes and seconds of a run, and its bytes per client and round against full-model FedAvg's.
 
     ``full_bytes`` is the packed size of a float32 message with every parameter, ``envelope`` what the transport adds to a
-    message: together, what one message of the method `full` measures.
+    message: together, what one message of the method `full` measures. ``before`` is what came before round 1.
     """
-    sums: dict[str, Counter[str]] = {}
+    sums = {name: Counter(sizes) for name, sizes in summarise(before).items()}
     for row in rows:
         for name, sizes in row["bytes"].items():
             sums.setdefault(name, Counter()).update(sizes)

@@ -67,16 +67,21 @@ def agree(rolls: Sequence[Roll], own_code: str) -> None:
                 )
 
 
+def remarks(rolls: Sequence[Roll]) -> list[str]:
+    """What a person should know before round 1: on what the clients work, and which images were not as they should be."""
+    machines = Counter(roll.machine for roll in rolls)
+    lines = ["clients work with " + ", ".join(f"{machine} ({n})" for machine, n in sorted(machines.items()))]
+    return lines + [f"data: {count} images {name}" for name, count in rolls[0].faults.items()]  # all read the same source
+
+
 def summary(rolls: Sequence[Roll]) -> dict[str, Any]:
     """What the run's summary keeps of the roll call."""
-    faults: Counter[str] = Counter()
-    for roll in rolls[:1]:  # every client reads the same source
-        faults.update(roll.faults)
     return {
         "clients": len(rolls),
         "train_examples": sum(roll.train for roll in rolls),
         "examples": sum(roll.evaluate for roll in rolls),
         "trained_parameters": rolls[0].trained,
         "key_fingerprint": rolls[0].digests["key"],
-        "faults": dict(faults),
+        "faults": dict(rolls[0].faults),
+        "machines": sorted({roll.machine for roll in rolls}),
     }

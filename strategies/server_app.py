@@ -7,11 +7,9 @@ import sys
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl.config import ConfigError, load
+from fl.config import load
 from fl.journal import Journal, run_name
-from strategies.flower import RunFailed, federate
-from strategies.gate import Refused
-from strategies.rollcall import RollCallError
+from strategies.flower import federate
 
 app = ServerApp()
 
@@ -22,6 +20,6 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = load(str(context.run_config.get("overrides", "")))
         federate(grid, config, Journal(config, run_name(config)))
-    except (ConfigError, RollCallError, RunFailed, Refused) as error:
+    except Exception as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise  # so that the engine's status of the run is "failed"

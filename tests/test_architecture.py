@@ -18,7 +18,7 @@ from fl.provenance import SHIPPED
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("fl", "clients", "strategies", "simulations")
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
-EDGES = {"fl/wire/records.py", "clients/client_app.py", "strategies/flower.py", "strategies/server_app.py", "simulations/inprocess.py", "simulations/bytes.py"}
+EDGES = {"fl/wire/records.py", "clients/client_app.py", "strategies/flower.py", "strategies/server_app.py", "simulations/inprocess.py", "simulations/cost.py"}
 SERVER_SEES = ("fl.adapter", "fl.config", "fl.journal", "fl.provenance", "fl.randomness", "fl.recipe", "fl.wire")
 
 

@@ -16,7 +16,6 @@ from fl.learn import TrainingError, evaluate, fit, normalise, schedule
 from fl.models.full import full
 from fl.models.lora_patch import lora_patch
 from fl.models.melo import melo
-from fl.learn import normalise
 from fl.randomness import derive, generator
 from fl.recipe import Recipe
 

@@ -20,7 +20,6 @@ from fl.models.linear import linear
 from fl.models.lora import attach
 from fl.models.lora_patch import lora_patch
 from fl.models.melo import melo
-from fl.learn import normalise
 from fl.models.vit import vit
 from fl.randomness import generator
 from fl.recipe import Recipe

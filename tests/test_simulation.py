@@ -7,9 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from clients import local
 from clients.client_app import app as client_app
@@ -19,7 +24,7 @@ from fl.config import load
 from fl.journal import Journal
 from fl.provenance import ROOT
 from fl.wire.ledger import ENVELOPE
-from simulations import bytes, inprocess, loop
+from simulations import cost, inprocess, loop
 from simulations.launch import engine
 from strategies.flower import RunFailed
 from strategies.rollcall import RollCallError
@@ -84,11 +89,20 @@ def test_a_keyed_start_on_encrypted_images_is_a_public_start_on_plain_ones(home,
     assert max(float((public[n] - plain[n]).abs().max()) for n in plain) > 0.1 * moved
 
 
-def test_the_ledger_counts_every_byte_by_group(home, tmp_path):
+def test_the_ledger_counts_every_byte_by_group(home, tmp_path, monkeypatch):
+    weighed: list[int] = []  # every message that crosses the grid, either way
+    push, pull = inprocess.InProcessGrid.push_messages, inprocess.InProcessGrid.pull_messages
+
+    def seen(messages):
+        weighed.extend(sum(len(part.deflate()) for part in get_all_nested_objects(m).values()) for m in messages)
+        return messages
+
+    monkeypatch.setattr(inprocess.InProcessGrid, "push_messages", lambda self, messages: push(self, seen(messages)))
+    monkeypatch.setattr(inprocess.InProcessGrid, "pull_messages", lambda self, ids: seen(pull(self, ids)))
     summary, adapter = by_flower(home, tmp_path)
     sizes = summary["bytes"]["train up"]
-    assert sizes["total"] == sum(v for k, v in sizes.items() if k not in ("total", "messages"))
     assert sizes["messages"] == 2 * 3
+    assert sum(total["total"] for total in summary["bytes"].values()) == sum(weighed)
     assert sizes["total"] - sizes[ENVELOPE] == 6 * sum(4 * t.numel() for t in adapter.values())
     assert {"lora_a", "lora_b", "patch_embed", "head"} < set(sizes)
 
@@ -111,13 +125,25 @@ def test_a_run_leaves_its_record_and_no_secret(home, tmp_path):
     assert not any(secret in p.read_bytes() or secret.hex().encode() in p.read_bytes() for p in folder.iterdir())
 
 
-def test_the_permuted_patch_embedding_never_leaves(home, tmp_path):
-    _, keyed = by_loop(home, tmp_path)
+@pytest.mark.parametrize("method", ["lora_patch", "full"])
+def test_the_permuted_patch_embedding_never_leaves(home, tmp_path, method):
+    def update(*more: str):
+        config = load(settings(home, tmp_path, "clients=3", f"method={method} recipe.optimizer=sgd recipe.momentum=0 recipe.clip=0", *more))
+        client = local.open_client(config, 0, 3)
+        return client, local.train(client, 1, config.recipe, client.bench.start)[0]["patch_embed.proj.weight"]
+
+    (client, keyed), (_, plain) = update(), update("cipher=plain start=public")
+    assert float((keyed - plain).norm()) < 1e-3 * float(plain.norm())
+    assert float((client.cipher.absorb(keyed) - plain).norm()) > 0.3 * float(plain.norm())
+
+
+def test_the_preview_does_not_give_the_key(home, tmp_path):
+    by_loop(home, tmp_path)
     client = local.open_client(load(settings(home, tmp_path, "clients=3")), 0, 3)
-    public, name = client.bench.start, "patch_embed.proj.weight"
-    in_plain_order = float((keyed[name] - public[name]).norm())
-    in_cipher_order = float((keyed[name] - client.cipher.absorb(public[name])).norm())
-    assert in_plain_order < 0.5 * in_cipher_order
+    sheet = torch.from_numpy(np.array(Image.open(tmp_path / "loop" / "preview.png")))[::3, ::3].permute(2, 0, 1)
+    plain, shown = (torch.stack(sheet[:, top : top + 32].split(32, dim=2)) for top in (0, 32))
+    assert torch.equal(plain, client.plain.images[:8])
+    assert not torch.equal(shown, client.cipher.encrypt(plain))
 
 
 def test_one_client_with_another_key_is_named_before_training(home, tmp_path):
@@ -138,6 +164,53 @@ def test_a_client_that_cannot_work_is_named_without_its_paths(home, tmp_path):
     with pytest.raises(RunFailed, match="client 1: key file <key> is missing") as caught:
         by_flower(home, tmp_path, f"+nodes.1.key={tmp_path / 'none'}")
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_node_that_does_not_know_its_place_is_told_how(home, tmp_path):
+    with pytest.raises(RunFailed, match="--node-config"):
+        inprocess.run(server_app, client_app, 3, settings(home, tmp_path), {1: {"partition-id": 3}})
+
+
+def test_two_nodes_with_one_place_are_named(home, tmp_path):
+    with pytest.raises(RollCallError, match="two nodes are client 0"):
+        inprocess.run(server_app, client_app, 3, settings(home, tmp_path), {1: {"partition-id": 0}})
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda facts: facts.pop("correct"), "client 0: an evaluation must hold"),
+        (lambda facts: facts.update(correct=10**6), "client 0: an evaluation must be of its"),
+        (lambda facts: facts.update(loss=float("nan")), "finite loss"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(home, tmp_path, monkeypatch, spoil, says):
+    def spoilt(client, received, score=local.score):
+        facts = score(client, received)._asdict()
+        spoil(facts)
+        return SimpleNamespace(_asdict=lambda: facts)
+
+    monkeypatch.setattr(local, "score", spoilt)
+    with pytest.raises(RunFailed, match=says):
+        by_flower(home, tmp_path)
+
+
+def test_a_client_that_does_not_answer_is_named(home, tmp_path, monkeypatch):
+    pull = inprocess.InProcessGrid.pull_messages
+
+    def deaf(self, ids):
+        return [r for r in pull(self, ids) if r.metadata.message_type != "train" or r.metadata.src_node_id != 1002]
+
+    monkeypatch.setattr(inprocess.InProcessGrid, "pull_messages", deaf)
+    with pytest.raises(RunFailed, match="client 2 did not answer within 1 s"):
+        by_flower(home, tmp_path, "timeout=1")
+
+
+def test_a_message_that_the_engine_refuses_ends_the_run(home, tmp_path, monkeypatch):
+    push = inprocess.InProcessGrid.push_messages
+    monkeypatch.setattr(inprocess.InProcessGrid, "push_messages", lambda self, messages: list(push(self, messages))[1:])
+    with pytest.raises(RunFailed, match="refused some"):
+        by_flower(home, tmp_path)
 
 
 def test_a_run_whose_number_of_clients_differs_says_how_to_get_it(home, tmp_path):
@@ -189,7 +262,7 @@ def test_the_demo_learns_and_the_keyed_start_helps(tmp_path):
 @pytest.mark.slow
 def test_lora_patch_on_vit_base_sends_less_than_a_hundredth_of_the_full_model():
     config = load("model=vit_base")
-    small, full = (bytes.cost(config, method) for method in ("lora_patch", "full"))
+    small, full = (cost.cost(config, method) for method in ("lora_patch", "full"))
     assert (small.parameters, small.entry.total - small.entry.sizes[ENVELOPE]) == (745_738, 4 * 745_738)
     assert small.entry.total / full.entry.total <= 0.0088
 

@@ -5,13 +5,12 @@ It stands where ImageNet weights stand in earnest: public, trained on plain imag
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import PositiveInt
-from safetensors.torch import save_file
 from torch import nn
 
+from fl.adapter import save
 from fl.datasets import Examples
 from fl.datasets.demo import PUBLIC, draw
 from fl.datasets.images import resize
@@ -40,7 +39,4 @@ def pretrain(path: Path, image: int, patch: int) -> None:
     model = vit(NAME, image, patch, len(PUBLIC), "none", **SHAPE)
     images, labels = draw(PUBLIC, PICTURES, generator(0, "demo", "public"))
     fit(model, Examples(resize(images, image), labels), RECIPE, generator(0, "demo", "pretrain"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({n: t for n, t in model.state_dict().items()}, fresh)
-    os.replace(fresh, path)
+    save(model.state_dict(), path)

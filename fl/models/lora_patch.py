@@ -1,6 +1,6 @@
 """The paper's proposal (arXiv 2507.11943): LoRA on q and v, the patch embedding and the head train; the rest is frozen.
 
-Encrypted patches are signed permutations of plain ones, and a permutation is a full-rank change that LoRA cannot make:
+Encrypted patches are permutations of plain ones, and a permutation is a full-rank change that LoRA cannot make:
 so the patch embedding trains whole. ViT-B/16, ten classes, rank 4: 147,456 + 590,592 + 7,690 = 745,738 parameters.
 """
 

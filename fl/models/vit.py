@@ -40,7 +40,7 @@ def vit(
             )
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:240]
-            if weights == "hub" and name in timm.list_models(pretrained=False):
+            if weights == "hub" and timm.is_model(name):
                 raise WeightsError(
                     f"the weights of {name} could not be downloaded ({reason}); without a network, "
                     "set model.weights to a local safetensors or torch file, or to none"

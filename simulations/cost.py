@@ -1,12 +1,13 @@
 """What one message costs: each method's adapter, serialised as Flower sends it, beside the full model's.
 
-    python -m simulations.bytes [model=vit_base ...]        random weights will do; nothing is trained or downloaded
+    python -m simulations.cost  [model=vit_base ...]        random weights will do; nothing is trained or downloaded
 
 Upload and download of a round are messages of the same tensors; the ratio is to the method `full` on the same model.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl import adapter as adapters
-from fl.config import Config, build, load
+from fl.config import Config, ConfigError, build, load
 from fl.wire.flat import pack
 from fl.wire.float32 import float32
 from fl.wire.ledger import Entry, entry
@@ -44,7 +45,11 @@ def cost(config: Config, method: str, classes: int = 10) -> Cost:
 
 def main(arguments: list[str]) -> int:
     """The command: a Markdown table on the screen."""
-    config = load(" ".join(arguments or ["model=vit_base"]))
+    try:
+        config = load(shlex.join(arguments or ["model=vit_base"]))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     costs = [cost(config, method) for method in METHODS]
     full = costs[-1].entry.total
     print(f"{config.model.get('name', 'demo')}, 10 classes, float32\n")

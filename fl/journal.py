@@ -27,15 +27,18 @@ from fl.provenance import environment
 
 
 class Journal:
-    """The record of one run: lines on the screen, files in ``folder`` (absolute, new)."""
+    """The record of one run: lines on the screen and, once it has begun, files in ``folder`` (absolute, new)."""
 
     def __init__(self, config: Config, run: str) -> None:
         self.config, self.run = config, run
         self.folder = (Path(config.output).expanduser() / run).resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.rounds: list[dict[str, Any]] = []
         self._began = time.monotonic()
-        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+
+    def begin(self) -> None:
+        """Make the folder and write what is known before round 1; a run that cannot begin leaves nothing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(self.config.model_dump())))
         self._write("environment.json", environment())
 
     def say(self, line: str) -> None:

@@ -3,7 +3,8 @@
     python -m simulations.compare --out DIR [--jobs N] method=melo,full seed=0,1,2 rounds=6
 
 Arguments are Hydra overrides; a comma-separated value is an axis, as in Hydra's multirun. Each finished cell is one line
-of DIR/cells.jsonl, so a grid that was stopped goes on where it was. DIR/table.md holds mean ± sd over the seeds.
+of DIR/cells.jsonl, so a grid that was stopped goes on where it was. DIR/table.md holds mean ± sd over the seeds; with no
+override at all it is only written anew.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """The command. Returns 0, or 4 when a cell failed (the others are kept)."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.compare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m simulations.compare", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder of cells.jsonl and table.md")
     parser.add_argument("--jobs", type=int, default=1, help="cells run side by side")
     options, overrides = parser.parse_known_args(arguments)
@@ -95,7 +96,7 @@ def main(arguments: list[str]) -> int:
     lines = [json.loads(text) for text in store.read_text().splitlines() if text.endswith("}")] if store.exists() else []
     finished = {" ".join(sorted(line["cell"].split())) for line in lines}
     older = sum(line["code"] != code_digest() for line in lines)
-    todo = [cell for cell in cells(overrides) if identity(cell) not in finished]
+    todo = [cell for cell in cells(overrides) if identity(cell) not in finished] if overrides else []
     print(f"{len(todo)} cells to run, {len(finished)} in {store}" + (f", {older} of them by other code" if older else ""), flush=True)
     failed = 0
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
+from fl.config import ConfigError, load
 from fl.provenance import ROOT
 
 NOISE = re.compile(r"^(\x1b\[[0-9;]*m)*(INFO|DEBUG|WARNING|\(ClientAppActor|\(raylet|\(pid|Loading project|Using SuperLink|Successfully installed|\s*$)|^\s*warnings?\.warn")
@@ -122,7 +123,7 @@ def engine(started_in: Path | None = None) -> Iterator[Engine]:
     finally:
         _stop(process)
         if own.failed:
-            print(f"the engine's logs: {own.home}", file=sys.stderr)
+            print(f"the logs of the engine: {own.home}", file=sys.stderr)
         else:
             shutil.rmtree(own.home, ignore_errors=True)
 
@@ -152,14 +153,18 @@ def _wait_for(process: subprocess.Popen, own: Engine, seconds: float = 60) -> No
 
 
 def main(arguments: list[str]) -> int:
-    """The command. Returns 0 when the run completed, 4 when it failed or the engine did not start."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.launch", description=__doc__.splitlines()[0])
+    """The command. Returns 0 when the run completed, 2 for a bad override, 4 when the run failed or no engine started."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.launch", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--clients", type=int, default=2, help="virtual nodes (default 2)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes (default: one for each core)")
     options, overrides = parser.parse_known_args(arguments)
     try:
+        load(shlex.join(overrides))  # a slip of the pen is not worth an engine
         with engine() as own:
             return 0 if own.run(options.clients, options.workers, overrides) else 4
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 4

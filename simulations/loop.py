@@ -38,6 +38,7 @@ def run(config: Config, journal: Journal) -> dict:
     agree(rolls, code_digest())
     for line in remarks(rolls):
         journal.say(line)
+    journal.begin()
     local.keepsakes(clients[0], journal.folder)
     infos = [ClientInfo(roll.client, roll.train) for roll in rolls]
 
@@ -69,6 +70,9 @@ def run(config: Config, journal: Journal) -> dict:
 
 def main(arguments: list[str]) -> int:
     """The command. Returns the exit status: 0 ok, 2 a config, key, data or weights that cannot run, 4 a run that failed."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__.strip())
+        return 0
     try:
         config = load(shlex.join(arguments))
         journal = Journal(config, run_name(config))

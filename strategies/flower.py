@@ -39,6 +39,7 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     """Run the federation that ``config`` describes over ``grid`` and return its summary. Raises RunFailed and RollCallError."""
     codec, before = float32(), []
     nodes, rolls = roll_call(grid, config, journal, before)
+    journal.begin()
     number = {node: client for client, node in nodes.items()}
     infos = {roll.client: ClientInfo(roll.client, roll.train) for roll in rolls}
 

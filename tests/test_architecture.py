@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -90,9 +92,15 @@ def test_what_is_hashed_as_the_code_is_what_is_shipped():
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["fab-include"] == list(SHIPPED)
 
 
-def test_a_run_has_nothing_to_install():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert "dependencies" not in project, "Flower would install them anew for every run"
+def test_a_run_has_nothing_to_install_and_asks_no_registry(tmp_path):
+    written = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "dependencies" not in written["project"], "Flower would install them anew for every run"
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "README.md").touch()
+    offline = os.environ | {"UV_OFFLINE": "1", "UV_CACHE_DIR": str(tmp_path / "cache"), "UV_PROJECT_ENVIRONMENT": str(tmp_path / "env")}
+    sync = [sys.executable, "-m", "uv", "sync", "--python", sys.executable, "--no-install-project"]  # as Flower calls it
+    done = subprocess.run(sync, cwd=tmp_path, env=offline, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_top_level_is_the_agreed_one():

@@ -8,7 +8,7 @@ import pytest
 
 from fl import keys
 from fl.config import CONF, load
-from simulations import compare, loop
+from simulations import compare, launch, loop
 
 TINY = [
     "model=vit_tiny", "model.name=vit_tiny_patch16_224", "model.image=32", "model.patch=8", "model.weights=none",
@@ -76,6 +76,15 @@ def test_a_key_that_must_not_be_used_is_one_line(places, capsys, tmp_path, spoil
 def test_one_client_with_another_key_is_named(places, capsys, tmp_path):
     keys.create(tmp_path / "other")
     assert "client 1 holds another key" in refused(capsys, TINY + places + [f"+nodes.1.key={tmp_path / 'other'}"])
+
+
+def test_the_launcher_starts_no_engine_for_a_bad_override(capsys):
+    assert launch.main(["rounds=0"]) == 2 and capsys.readouterr().err.startswith("error: rounds: ")
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(places, capsys, tmp_path):
+    refused(capsys, [*TINY, *places, "clients=50"])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_good_run_ends_with_its_accuracy_and_its_folder(places, capsys, tmp_path):

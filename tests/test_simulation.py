@@ -231,7 +231,7 @@ def test_flwr_run_on_ray_equals_the_loop_with_one_worker_and_with_two(home, tmp_
 @pytest.mark.slow
 def test_a_failed_run_is_a_failure_and_a_bad_override_is_one_line(home, tmp_path, capfd):
     with engine() as own:
-        assert not own.run(2, 1, ["rounds=0"])
+        assert not own.run(2, 1, ["rounds=0"])  # past the launcher's own check
         assert not own.run(2, 2, settings(home, tmp_path, f"+nodes.1.key={tmp_path / 'none'}").split())
     said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("error:")]
     assert said[0] == "error: rounds: Input should be greater than or equal to 1, got 0"

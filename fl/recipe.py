@@ -23,9 +23,10 @@ class Recipe:
 
     ``lr`` maps a parameter group of `fl.adapter.group` to its peak learning rate. ``span`` is the part of the whole
     run that this round covers, in [0, 1]; the learning rate follows warm-up and cosine over the run, not the round:
-    ``lr(t) = peak * max(t, 0.001) / warmup``, at most ``peak``, for ``t < warmup``, else ``peak * (1 + cos(pi * (t - warmup) / (1 - warmup))) / 2``.
-    ``batch`` is at least 2, since a one-image step can give the image away. ``mu`` is the proximal weight of FedProx:
-    the loss gains ``mu / 2 * |w - w_received|^2``. ``clip`` bounds the norm of the whole gradient; 0 turns it off.
+    ``lr(t) = peak * max(t, 0.001) / warmup``, at most ``peak``, for ``t < warmup``, else ``peak * (1 + cos(pi * (t -
+    warmup) / (1 - warmup))) / 2``. ``batch`` is at least 2, since a one-image step can give the image away. ``mu`` is
+    the proximal weight of FedProx: the loss gains ``mu / 2 * |w - w_received|^2``. ``clip`` bounds the norm of the
+    whole gradient; 0 turns it off.
     """
 
     lr: dict[str, Amount]

@@ -81,11 +81,11 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
 def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry]) -> tuple[dict[int, int], list[Roll]]:
     """Wait for every node, ask each who it is, and return ``{client: node id}`` and the answers, both in client order.
 
-    What it costs is added to ``ledger``. The first node to come says how many there are to be. Raises RollCallError when they do not come in time, when one
-    cannot work, or when they differ.
+    What it costs is added to ``ledger``. The first node to come says how many there are to be. Raises RollCallError when
+    they do not come in time or differ, and RunFailed when one cannot work.
     """
     deadline = time.monotonic() + config.wait
-    answers: dict[int, Message] = {}
+    answers: dict[int, Roll] = {}
     expected = 0
     while not expected or len(answers) < expected:
         new = sorted(set(grid.get_node_ids()) - set(answers))

@@ -23,7 +23,8 @@ def vit(
     """timm's model ``name`` for ``image`` x ``image`` pictures in ``patch`` x ``patch`` patches.
 
     ``weights`` is a safetensors or torch file, ``hub`` (downloaded by timm), or ``none`` (random, always the same).
-    ``shape`` overrides timm's own numbers (``embed_dim``, ``depth``, ...). Position and patch embeddings of the file are resampled where sizes differ. Raises WeightsError.
+    ``shape`` overrides timm's own numbers (``embed_dim``, ``depth``, ...). Position and patch embeddings of the file
+    are resampled where sizes differ. Raises WeightsError.
     """
     pretrained = weights != "none"
     overlay = {}

@@ -10,13 +10,14 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Callable, Hashable, NamedTuple
+from typing import Callable, Hashable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from clients.workbench import Workbench, workbench
 from fl import adapter as adapters
 from fl import keys
 from fl.adapter import PATCH_EMBED, Adapter
@@ -25,22 +26,11 @@ from fl.config import Config, ConfigError, build
 from fl.datasets import Dataset, Examples
 from fl.datasets.images import augment, resize, save_rows
 from fl.datasets.partition import Split, split
-from fl.learn import Score, evaluate, fit
+from fl.lean.table import gathering
+from fl.learn import Prepare, Score, evaluate, fit
 from fl.provenance import code_digest, versions
 from fl.randomness import generator
 from fl.recipe import Recipe
-from fl.wire.flat import float32_bytes
-
-
-class Workbench(NamedTuple):
-    """A model that the clients of one process share, the digest of its public backbone, and what trains at the start.
-
-    ``start`` is in plain order: public values, a function of backbone and seed.
-    """
-
-    model: nn.Module
-    backbone: str
-    start: Adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +51,19 @@ class Client:
     @property
     def bench(self) -> Workbench:
         """The model, which a process keeps for the clients of one config."""
-        return _workbench(self.config, self.key, len(self.dataset.classes))
+        return workbench(self.config, self.key, len(self.dataset.classes))
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, h, w) as the source has them -> uint8 as the model reads them: resized, then encrypted."""
         return self.cipher.encrypt(resize(images, self.config.model["image"]))
+
+    @cached_property
+    def augmented(self) -> Prepare:
+        """What happens to a batch under ``recipe.augment``: shifted and mirrored, then prepared; one gather where that does it."""
+        side = self.config.model["image"]
+        if self.config.step == "lean" and self.cipher.moves and self.dataset.train.images.shape[-2:] == (side, side):
+            return gathering(self.cipher, side)
+        return lambda images, stream: self.prepare(augment(images, stream))
 
     @property
     def plain(self) -> Examples:
@@ -75,13 +73,13 @@ class Client:
     @property
     def train(self) -> Examples:
         """The training images as the model reads them, prepared once while the shelf has room."""
-        return SHELF.get(self.config, (self.index, "train"), lambda: self._ready(self.plain))
+        return SHELF.get(self.config, (self.index, self.of, "train"), lambda: self._ready(self.plain))
 
     @property
     def held(self) -> Examples:
         """The images to evaluate on, as the model reads them: the client's test shard, or what it held out."""
         source = self.dataset.test if self.config.evaluate_on == "test" else self.dataset.train
-        return SHELF.get(self.config, (self.index, "held"), lambda: self._ready(source.at(self.held_indices)))
+        return SHELF.get(self.config, (self.index, self.of, "held"), lambda: self._ready(source.at(self.held_indices)))
 
     @property
     def held_indices(self) -> Tensor:
@@ -139,30 +137,32 @@ def open_client(config: Config, index: int, of: int) -> Client:
 def train(client: Client, round: int, recipe: Recipe, received: Adapter) -> tuple[Adapter, int, dict[str, float]]:
     """Train from ``received`` as ``recipe`` asks.
 
-    Returns the difference from ``received`` in plain order, the number of images, and metrics (loss, steps, seconds).
+    Returns the difference from ``received`` of what trained, in plain order, the number of images, and metrics (loss,
+    steps, seconds).
     """
     began = time.monotonic()
     start = _absorb(client, received)
     adapters.write(client.bench.model, start)
     stream = generator(client.config.seed, "train", round, client.index)
-    if recipe.augment:
-        fitted = fit(client.bench.model, client.plain, recipe, stream, lambda x, s: client.prepare(augment(x, s)), client.config.precision)
-    else:
-        fitted = fit(client.bench.model, client.train, recipe, stream, None, client.config.precision)
-    update = _release(client, adapters.sub(adapters.read(client.bench.model), start))
+    with adapters.only(client.bench.model, recipe.groups):
+        if recipe.augment:
+            fitted = fit(client.bench.model, client.plain, recipe, stream, client.augmented, client.bench.forward)
+        else:
+            fitted = fit(client.bench.model, client.train, recipe, stream, None, client.bench.forward)
+        trained = adapters.read(client.bench.model)
+    update = _release(client, adapters.sub(trained, adapters.part(start, recipe.groups)))
     seconds = time.monotonic() - began
-    return update, len(client.plain.labels), {"loss": fitted.loss, "steps": fitted.steps, "seconds": seconds}
+    return update, len(client.split.train[client.index]), {"loss": fitted.loss, "steps": fitted.steps, "seconds": seconds}
 
 
 def score(client: Client, received: Adapter) -> Score:
     """Evaluate the adapter on the client's own encrypted shard."""
     adapters.write(client.bench.model, _absorb(client, received))
-    return evaluate(client.bench.model, client.held, client.config.precision)
+    return evaluate(client.bench.model, client.held, client.bench.forward)
 
 
 def roll(client: Client) -> dict:
     """What the client answers to the roll call: digests and counts, as `strategies.rollcall.Roll` names them."""
-    whole = {n: p for n, p in client.bench.model.named_parameters() if adapters.group(n) not in ("lora_a", "lora_b")}
     return {
         "client": client.index,
         "of": client.of,
@@ -178,9 +178,9 @@ def roll(client: Client) -> dict:
         "train": len(client.split.train[client.index]),
         "evaluate": len(client.held_indices),
         "trained": adapters.count(client.bench.start),
-        "full_bytes": float32_bytes(whole),
+        "full_bytes": client.bench.full_bytes,
         "faults": client.dataset.faults,
-        "machine": f"torch {versions()['torch']} on {next(client.bench.model.parameters()).device.type}",
+        "machine": f"torch {versions()['torch']} on {next(client.bench.model.parameters()).device.type}, {client.bench.speed}",
     }
 
 
@@ -207,28 +207,6 @@ def _split(source: str, image: int, partition: str, of: int, seed: int, validati
     return split(build(json.loads(partition)), dataset.train.labels, dataset.test.labels, of, seed, validation)
 
 
-@lru_cache(maxsize=1)
-def _workbench(config: Config, key: keys.SharedKey, classes: int) -> Workbench:
-    model = build(config.model, classes=classes)
-    backbone = adapters.digest({n: t for n, t in model.state_dict().items() if adapters.group(n) != "head"})
-    build(config.method)(model, config.seed)
-    start = adapters.read(model)
-    if config.start == "keyed":
-        weight = model.get_parameter(PATCH_EMBED)
-        with torch.no_grad():
-            weight.copy_(build(config.cipher, key=key, block=config.model["patch"]).absorb(weight))
-    return Workbench(model.to(_device(config.device)), backbone, start)
-
-
-def _device(wish: str) -> torch.device:
-    if wish == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(wish)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={wish} needs a GPU that torch can see, got {torch.cuda.device_count()}; set device=cpu or auto")
-    return device
-
-
 def _absorb(client: Client, adapter: Adapter) -> Adapter:
     """From plain order, as it travels, to the order in which this client's model reads encrypted patches."""
     return _reorder(client, adapter, client.cipher.absorb)
@@ -242,4 +220,6 @@ def _release(client: Client, adapter: Adapter) -> Adapter:
 def _reorder(client: Client, adapter: Adapter, move: Callable[[Tensor], Tensor]) -> Adapter:
     if client.config.start != "keyed" or PATCH_EMBED not in adapter:
         return adapter
-    return adapter | {PATCH_EMBED: move(adapter[PATCH_EMBED])}
+    moved = adapters.flat(adapter)
+    moved[PATCH_EMBED].copy_(move(adapter[PATCH_EMBED]))
+    return moved

@@ -8,17 +8,21 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Mapping, Sequence
+from typing import Iterable, Iterator, Literal, Mapping, Sequence, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-Adapter = dict[str, Tensor]
+from fl.flat import Flat
+
+Adapter = Mapping[str, Tensor]
 
 PATCH_EMBED = "patch_embed.proj.weight"
-GROUPS = ("lora_a", "lora_b", "patch_embed", "head", "backbone")
+Group = Literal["lora_a", "lora_b", "patch_embed", "head", "backbone"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 def group(name: str) -> str:
@@ -27,9 +31,22 @@ def group(name: str) -> str:
     return next((g for g in GROUPS if g in parts), "backbone")
 
 
+def ordered(names: Iterable[str]) -> list[str]:
+    """``names`` as they stand in a buffer and in a message: by group, then by name."""
+    return sorted(names, key=lambda n: (GROUPS.index(group(n)), n))
+
+
+def flat(tensors: Mapping[str, Tensor]) -> Flat:
+    """A copy of the tensors in one buffer, detached, on their device; they are of one dtype."""
+    names = ordered(tensors)
+    parts = [tensors[n].detach().reshape(-1) for n in names]
+    return Flat(torch.cat(parts) if parts else torch.zeros(0), tuple((n, tuple(tensors[n].shape)) for n in names))
+
+
 def read(model: nn.Module) -> Adapter:
-    """Copies of the model's trainable parameters, on the CPU."""
-    return {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if p.requires_grad}
+    """A copy of the model's trainable parameters, on the CPU."""
+    copy = flat({n: p for n, p in model.named_parameters() if p.requires_grad})
+    return Flat(copy.buffer.cpu(), copy.layout)
 
 
 def write(model: nn.Module, adapter: Mapping[str, Tensor]) -> None:
@@ -41,8 +58,23 @@ def write(model: nn.Module, adapter: Mapping[str, Tensor]) -> None:
             parameter.copy_(adapter[name])
 
 
+@contextmanager
+def only(model: nn.Module, chosen: Sequence[Group]) -> Iterator[None]:
+    """For a while, of the parameters that train let only those of the ``chosen`` groups do so; none chosen means all."""
+    still = [p for n, p in model.named_parameters() if p.requires_grad and chosen and group(n) not in chosen]
+    try:
+        for parameter in still:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in still:
+            parameter.requires_grad_(True)
+
+
 def check_like(adapter: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless both have the same names, shapes and dtypes."""
+    if alike(adapter, like):
+        return
     for name in sorted(set(adapter) ^ set(like)):
         raise ValueError(f"adapters must hold the same tensors: {name!r} is {'unexpected' if name in adapter else 'missing'}")
     for name, tensor in adapter.items():
@@ -51,45 +83,85 @@ def check_like(adapter: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Non
             raise ValueError(f"{name} must be {must}, got {got}")
 
 
+def alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether both lie in a buffer in the same way, so that arithmetic may run over the buffers."""
+    return isinstance(a, Flat) and isinstance(b, Flat) and a.layout == b.layout and a.buffer.dtype == b.buffer.dtype
+
+
 def add(a: Adapter, b: Adapter) -> Adapter:
     """a + b, tensor by tensor."""
     check_like(a, b)
-    return {n: a[n] + b[n] for n in a}
+    return Flat(a.buffer + b.buffer, a.layout) if alike(a, b) else {n: a[n] + b[n] for n in a}
 
 
 def sub(a: Adapter, b: Adapter) -> Adapter:
     """a - b, tensor by tensor."""
     check_like(a, b)
-    return {n: a[n] - b[n] for n in a}
+    return Flat(a.buffer - b.buffer, a.layout) if alike(a, b) else {n: a[n] - b[n] for n in a}
+
+
+def part(adapter: Adapter, chosen: Sequence[Group]) -> Adapter:
+    """The tensors of the ``chosen`` groups, themselves; none chosen means all."""
+    return adapter if not chosen else {n: t for n, t in adapter.items() if group(n) in chosen}
+
+
+def move(adapter: Adapter, step: Adapter) -> Adapter:
+    """``adapter`` plus ``step``, which may hold some of its tensors only."""
+    if alike(adapter, step):
+        return add(adapter, step)
+    check_like(step, {n: adapter[n] for n in step if n in adapter})
+    moved = flat(adapter)
+    for name, tensor in step.items():
+        moved[name].add_(tensor)
+    return moved
 
 
 def mean(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
-    """``sum_k p_k a_k`` with ``p_k = w_k / sum(w)``, added in the order given.
+    """`average` of adapters with a weight for each. Raises ValueError as it does, and when their numbers differ."""
+    if not adapters or len(adapters) != len(weights):
+        raise ValueError(f"a mean needs adapters and a weight for each, got {len(adapters)} and {len(weights)}")
+    return average(zip(adapters, weights))
+
+
+def average(weighted: Iterable[tuple[Adapter, float]]) -> Adapter:
+    """``sum_k w_k a_k / sum_k w_k``, added in the order given, each adapter looked at once: one buffer, however many come.
 
     Raises ValueError for no adapters (the mean of nothing is no zero), and for weights that are negative or all zero.
     """
-    if not adapters or len(adapters) != len(weights):
-        raise ValueError(f"a mean needs adapters and a weight for each, got {len(adapters)} and {len(weights)}")
-    total = float(sum(weights))
-    if not 0 < total < math.inf or min(weights) < 0:
-        raise ValueError(f"weights must be >= 0 with a positive, finite sum, got {list(weights)}")
-    for other in adapters[1:]:
-        check_like(other, adapters[0])
-    result = {n: t * (weights[0] / total) for n, t in adapters[0].items()}
-    for adapter, weight in zip(adapters[1:], weights[1:]):
-        for name, tensor in adapter.items():
-            result[name].add_(tensor, alpha=weight / total)
+    total, result = 0.0, None
+    for adapter, weight in weighted:
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weights must be >= 0 and finite, got {weight}")
+        total += weight
+        if result is None:
+            whole = isinstance(adapter, Flat)
+            result = Flat(adapter.buffer * weight, adapter.layout) if whole else {n: t * weight for n, t in adapter.items()}
+            continue
+        check_like(adapter, result)
+        if alike(adapter, result):
+            result.buffer.add_(adapter.buffer, alpha=weight)
+        else:
+            for name, tensor in adapter.items():
+                result[name].add_(tensor, alpha=weight)
+    if result is None or total == 0:
+        raise ValueError(f"a mean needs adapters whose weights have a positive sum, got {'none' if result is None else total}")
+    for tensor in [result.buffer] if isinstance(result, Flat) else result.values():
+        tensor.div_(total)
     return result
 
 
 def norm(adapter: Mapping[str, Tensor]) -> float:
     """The Euclidean norm of all values together, in float64."""
-    return sum(float(t.double().square().sum()) for t in adapter.values()) ** 0.5
+    tensors = [adapter.buffer] if isinstance(adapter, Flat) else adapter.values()
+    return math.hypot(*(float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) for t in tensors))
 
 
 def norms(adapter: Mapping[str, Tensor]) -> dict[str, float]:
     """`norm` of each group that is present."""
-    return {g: norm({n: t for n, t in adapter.items() if group(n) == g}) for g in groups(adapter)}
+    found: dict[str, list[Tensor]] = {g: [] for g in groups(adapter)}
+    for name, tensor in adapter.items():
+        found[group(name)].append(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
+    return {g: float(torch.stack(values).norm()) for g, values in found.items()}
 
 
 def groups(names: Iterable[str]) -> list[str]:

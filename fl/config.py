@@ -55,12 +55,15 @@ class Config(BaseModel):
     evaluate_on: Literal["test", "validation"]
     validation: float = Field(ge=0, lt=1)      # share of each client's training images held out
     start: Literal["keyed", "public"]
-    precision: Literal["float32", "bfloat16"]
+    step: Literal["lean", "plain"]
+    precision: Literal["auto", "float32", "bfloat16"]
+    attention: Literal["auto", "plain", "fused"]
+    engine: Literal["ray", "inprocess"]        # what simulations.launch drives
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int = Field(ge=1)
     keep: float = Field(ge=0)                  # gigabytes of prepared images that a worker process keeps
     wait: float = Field(gt=0, allow_inf_nan=False)      # seconds for all nodes to come
-    timeout: float = Field(gt=0, allow_inf_nan=False)   # seconds for a round's answers
+    timeout: float = Field(gt=0, allow_inf_nan=False)   # seconds without any answer in a round
     key: str
     output: str
     model: dict[str, Any]
@@ -103,7 +106,7 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that two parties share exactly when they compute the same run (places may differ)."""
-        shared = self.model_dump(exclude={"key", "output", "device", "nodes", "keep", "wait", "timeout"})
+        shared = self.model_dump(exclude={"key", "output", "engine", "device", "nodes", "keep", "wait", "timeout"})
         for part, local in (("data", "root"), ("model", "weights")):
             shared[part] = {k: v for k, v in shared[part].items() if k != local}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]

@@ -10,8 +10,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fl.adapter import group
+from fl.adapter import GROUPS, flat, group
 from fl.datasets import Examples
+from fl.flat import Flat
+from fl.models import Forward
 from fl.recipe import Recipe
 
 Prepare = Callable[[Tensor, Generator], Tensor]
@@ -39,19 +41,29 @@ class Score(NamedTuple):
 
 
 def fit(
-    model: nn.Module, examples: Examples, recipe: Recipe, stream: Generator, prepare: Prepare | None = None, precision: str = "float32"
+    model: nn.Module,
+    examples: Examples,
+    recipe: Recipe,
+    stream: Generator,
+    prepare: Prepare | None = None,
+    forward: Forward | None = None,
 ) -> Fitted:
     """Train the parameters of ``model`` that require a gradient, in place, as ``recipe`` says.
 
-    ``stream`` decides the order of the examples and what ``prepare`` draws. Raises TrainingError for a loss that is not
-    finite, and for fewer than two examples: a one-image step can give the image away, so none is ever taken.
+    ``forward`` computes the model's logits, by default as the model itself does. ``stream`` decides the order of the
+    examples and what ``prepare`` draws. Raises TrainingError for a loss that is not finite, and for fewer than two
+    examples: a one-image step can give the image away, so none is ever taken.
     """
     if len(examples.labels) < 2:
         raise TrainingError(f"training needs at least 2 images, got {len(examples.labels)}; give this client more")
     device = next(model.parameters()).device
+    forward = forward or plain(model)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    start = {n: p.detach().clone() for n, p in trained.items()} if recipe.mu else {}
-    optimizer = _optimizer(trained, recipe)
+    if not trained:
+        raise TrainingError(f"something must train, but the method has none of recipe.groups={list(recipe.groups)}; choose others")
+    grads, groups = _gather(trained)
+    start = {g: p.detach().clone() for g, p in groups.items()} if recipe.mu else {}
+    optimizer = _optimizer(groups, recipe)
     total = recipe.epochs * _steps(len(examples.labels), recipe.batch)
     model.train()
     losses, seen = torch.zeros((), device=device), 0
@@ -60,16 +72,13 @@ def fit(
         images = prepare(images, stream) if prepare else images
         for part in optimizer.param_groups:
             part["lr"] = part["peak"] * schedule(recipe, step / total)
-        optimizer.zero_grad(set_to_none=True)
-        with _autocast(device, precision):
-            logits = model(normalise(_to(images, device)))
-        loss = cross_entropy(logits.float(), labels.to(device))
+        grads.buffer.zero_()
+        loss = cross_entropy(forward(images.to(device)), labels.to(device))
         loss.backward()
-        if recipe.mu:
-            for name, parameter in trained.items():
-                parameter.grad.add_(parameter.detach() - start[name], alpha=recipe.mu)
+        for name in start:
+            groups[name].grad.add_(groups[name].detach() - start[name], alpha=recipe.mu)
         if recipe.clip:
-            nn.utils.clip_grad_norm_(trained.values(), recipe.clip)
+            grads.buffer.mul_((recipe.clip / (grads.buffer.norm() + 1e-6)).clamp(max=1.0))
         optimizer.step()
         losses += loss.detach()
         seen += len(chosen)
@@ -80,17 +89,32 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, examples: Examples, precision: str = "float32", batch: int = 250) -> Score:
-    """Cross-entropy and accuracy of ``model`` on images that are ready to be read, as sums."""
+def evaluate(model: nn.Module, examples: Examples, forward: Forward | None = None, batch: int = 250) -> Score:
+    """Cross-entropy and accuracy of ``model`` on images that are ready to be read, as sums; ``forward`` as in `fit`."""
     device = next(model.parameters()).device
+    forward = forward or plain(model)
     model.eval()
     loss, correct = 0.0, 0
     for images, labels in zip(examples.images.split(batch), examples.labels.to(device).split(batch)):
-        with _autocast(device, precision):
-            logits = model(normalise(_to(images, device)))
-        loss += float(cross_entropy(logits.float(), labels, reduction="sum"))
+        logits = forward(images.to(device))
+        loss += float(cross_entropy(logits, labels, reduction="sum"))
         correct += int((logits.argmax(-1) == labels).sum())
     return Score(loss, correct, len(examples.labels))
+
+
+def plain(model: nn.Module, precision: str = "float32", attention: str = "fused") -> Forward:
+    """``model`` as it computes itself, in float32 or under torch's autocast to bfloat16: the oracle of `fl.lean`."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):  # timm's own switch
+            module.fused_attn = attention == "fused"
+
+    def forward(images: Tensor) -> Tensor:
+        if images.device.type != "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)  # as a GPU's convolutions like them
+        with torch.autocast(images.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext():
+            return model(normalise(images)).float()
+
+    return forward
 
 
 def schedule(recipe: Recipe, progress: float) -> float:
@@ -104,7 +128,7 @@ def schedule(recipe: Recipe, progress: float) -> float:
 
 def normalise(x: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]: ``(x / 255 - 0.5) / 0.5``, all channels alike, so that it commutes with the ciphers."""
-    return x.float() / 127.5 - 1.0
+    return x.to(torch.float32, copy=True).div_(127.5).sub_(1.0)
 
 
 def _steps(n: int, batch: int) -> int:
@@ -120,25 +144,29 @@ def _batches(n: int, recipe: Recipe, stream: Generator) -> Iterator[Tensor]:
         yield from parts
 
 
-def _optimizer(trained: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    missing = sorted({group(n) for n in trained} - set(recipe.lr))
+def _gather(parameters: dict[str, nn.Parameter]) -> tuple[Flat, dict[str, nn.Parameter]]:
+    """Move the parameters and their gradients into two buffers, of which they become views.
+
+    Returns the gradients and, for the optimiser, each group as one parameter with its gradient: a step is a call a group.
+    """
+    values = flat(parameters)
+    grads = Flat(torch.zeros_like(values.buffer), values.layout)
+    groups, end = {}, 0
+    for name in values:
+        parameters[name].data, parameters[name].grad = values[name], grads[name]
+    for name in GROUPS:
+        start, end = end, end + sum(p.numel() for n, p in parameters.items() if group(n) == name)
+        if end > start:
+            groups[name] = nn.Parameter(values.buffer[start:end])
+            groups[name].grad = grads.buffer[start:end]
+    return grads, groups
+
+
+def _optimizer(groups: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    missing = sorted(set(groups) - set(recipe.lr))
     if missing:
         raise TrainingError(f"recipe.lr must have a rate for each group that trains, got none for {', '.join(missing)}")
-    by_group: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in trained.items():
-        by_group.setdefault(group(name), []).append(parameter)
-    parts = [{"params": parameters, "peak": recipe.lr[g], "lr": recipe.lr[g]} for g, parameters in by_group.items()]
+    parts = [{"params": [values], "peak": recipe.lr[g], "lr": recipe.lr[g]} for g, values in groups.items()]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parts, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(parts, weight_decay=recipe.weight_decay)
-
-
-def _autocast(device: torch.device, precision: str):
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-
-
-def _to(images: Tensor, device: torch.device) -> Tensor:
-    """On a GPU: channels last, as its convolutions like them."""
-    if device.type == "cpu":
-        return images
-    return images.to(device).contiguous(memory_format=torch.channels_last)
+        return torch.optim.SGD(parts, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.AdamW(parts, weight_decay=recipe.weight_decay, fused=True)

@@ -41,14 +41,17 @@ def environment() -> dict[str, object]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "versions": versions(),
-        "machine": f"{platform.machine()} {_processor()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()} {processor()}, {os.cpu_count()} cores",
         "gpu": gpu,
         "code": code_digest(),
         "commit": _commit(),
     }
 
 
-def _processor() -> str:
+def processor(device: torch.device | None = None) -> str:
+    """The name of the processor, or of the GPU that ``device`` is."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from fl.adapter import Group
+
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Point = Annotated[float, Field(ge=0, le=1)]
@@ -26,7 +28,8 @@ class Recipe:
     ``lr(t) = peak * max(t, 0.001) / warmup``, at most ``peak``, for ``t < warmup``, else ``peak * (1 + cos(pi * (t -
     warmup) / (1 - warmup))) / 2``. ``batch`` is at least 2, since a one-image step can give the image away. ``mu`` is
     the proximal weight of FedProx: the loss gains ``mu / 2 * |w - w_received|^2``. ``clip`` bounds the norm of the
-    whole gradient; 0 turns it off.
+    whole gradient; 0 turns it off. ``groups`` are those that train and are sent back this round; () is all that the method
+    trains.
     """
 
     lr: dict[str, Amount]
@@ -41,6 +44,7 @@ class Recipe:
     mu: Amount = 0.0
     augment: bool = False
     span: tuple[Point, Point] = (0.0, 1.0)
+    groups: tuple[Group, ...] = ()
 
     def to_json(self) -> str:
         """The recipe as one JSON object; `from_json` reads it back equal."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fl.adapter import GROUPS, add, count, digest, group, groups, load, mean, norm, norms, read, save, sub, write
+from fl.adapter import GROUPS, add, count, digest, group, groups, load, mean, move, norm, norms, read, save, sub, write
 from fl.models.lora_patch import lora_patch
 
 A = {"head.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
@@ -64,6 +64,16 @@ def test_sum_difference_and_mean_by_hand():
     assert mean([A, B], [0, 7])["head.weight"].tolist() == B["head.weight"].tolist()
     assert mean([A], [5])["head.weight"].tolist() == A["head.weight"].tolist()
     assert norm({"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}) == 5.0
+
+
+def test_a_step_moves_what_it_holds_and_leaves_the_rest_as_it_is():
+    whole = {"first.weight": torch.ones(1), **A}
+    after = move(whole, B)
+    assert set(after) == set(whole) and torch.equal(after["head.weight"], A["head.weight"] + B["head.weight"])
+    assert torch.equal(after["first.weight"], whole["first.weight"]) and torch.equal(whole["head.weight"], A["head.weight"])
+    for wrong, says in (({"tail.weight": torch.ones(1)}, "'tail.weight' is unexpected"), ({"first.weight": torch.ones(2)}, "first.weight must be")):
+        with pytest.raises(ValueError, match=says):
+            move(whole, wrong)
 
 
 def test_arithmetic_leaves_its_inputs_alone():

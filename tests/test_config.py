@@ -102,10 +102,10 @@ def test_a_part_that_cannot_be_built_names_its_builder_and_argument(part, given,
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-PLACES = {"key": "/k", "output": "/o", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}}
+PLACES = {"engine": "inprocess", "key": "/k", "output": "/o", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}}
 SEEN = {
     "name": "other", "seed": 1, "rounds": 9, "clients": 3, "fraction": 0.5, "evaluate_every": 2, "validation": 0.2,
-    "evaluate_on": "validation", "start": "public", "precision": "bfloat16", "threads": 2,
+    "evaluate_on": "validation", "start": "public", "precision": "bfloat16", "threads": 2, "step": "plain", "attention": "plain",
     "model": {"patch": 16}, "data": {"train": 77}, "partition": {"_target_": "other"}, "cipher": {"_target_": "other"},
     "method": {"rank": 2}, "strategy": {"_target_": "other"}, "recipe": {"mu": 0.5},
 }  # fmt: skip
@@ -149,9 +149,15 @@ def test_a_nodes_settings_are_checked_like_the_runs():
 
 
 def test_a_recipe_survives_the_wire():
-    recipe = Recipe(lr={"lora_a": 0.01, "head": 1 / 3}, optimizer="sgd", momentum=0.5, mu=0.1, span=(0.25, 0.5), augment=True)
+    recipe = Recipe(lr={"lora_a": 0.01, "head": 1 / 3}, optimizer="sgd", mu=0.1, augment=True, span=(0.25, 0.5), groups=("lora_b", "head"))
     assert Recipe.from_json(recipe.to_json()) == recipe
+    assert Recipe.from_json(recipe.to_json()).groups == ("lora_b", "head") and Recipe(lr={}).groups == ()
     assert replace(recipe, span=(0.5, 0.75)) != recipe
+
+
+def test_a_group_that_does_not_exist_is_named_with_those_that_do():
+    with pytest.raises(ValueError, match="groups(.|\n)*'lora_a', 'lora_b', 'patch_embed', 'head' or 'backbone'(.|\n)*'tail'"):
+        Recipe(lr={}, groups=("tail",))
 
 
 @pytest.mark.parametrize(

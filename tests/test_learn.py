@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from fl.adapter import PATCH_EMBED, digest, group, norm, read, sub
+from fl.adapter import PATCH_EMBED, digest, group, norm, only, read, sub
 from fl.ciphers.pixel_shuffle import pixel_shuffle
 from fl.datasets import Examples
-from fl.learn import TrainingError, evaluate, fit, normalise, schedule
+from fl.learn import TrainingError, evaluate, fit, normalise, plain, schedule
 from fl.models.full import full
 from fl.models.lora_patch import lora_patch
 from fl.models.melo import melo
@@ -204,13 +204,28 @@ def test_a_group_of_rate_zero_does_not_move_and_the_others_do(still, optimizer, 
     assert moved == {n for n in before if group(n) != still}
 
 
+@pytest.mark.parametrize("chosen", [(), ("lora_b", "head"), ("lora_a",), ("backbone", "head")])
+def test_only_the_chosen_groups_train_and_then_all_may_again(chosen, tiny, forty):
+    model = awake(tiny(lora_patch(2)))
+    before = read(model)
+    with only(model, chosen):
+        fit(model, forty, Recipe(lr=dict.fromkeys(RATES, 1e-2), batch=8, weight_decay=0.1), generator(0, "fit"))
+        assert set(read(model)) == {n for n in before if not chosen or group(n) in chosen}
+    after = read(model)
+    assert {n for n in before if not torch.equal(after[n], before[n])} == {n for n in before if not chosen or group(n) in chosen}
+    with pytest.raises(TrainingError), only(model, chosen):
+        fit(model, forty, Recipe(lr={}), generator(0, "fit"))
+    assert set(read(model)) == set(before)
+
+
 def test_bfloat16_trains_float32_weights_to_nearly_the_same(tiny, forty):
     results = {}
     for precision in ("float32", "bfloat16"):
         model = tiny(full())
-        fit(model, forty, Recipe(lr=RATES, batch=8), generator(0, "fit"), precision=precision)
+        forward = plain(model, precision)
+        fit(model, forty, Recipe(lr=RATES, batch=8), generator(0, "fit"), forward=forward)
         assert all(p.dtype == torch.float32 for p in model.parameters())
-        results[precision] = evaluate(model, forty, precision).loss
+        results[precision] = evaluate(model, forty, forward).loss
     assert results["float32"] != results["bfloat16"] == pytest.approx(results["float32"], rel=0.05)
 
 
@@ -244,19 +259,19 @@ def test_an_evaluation_changes_nothing(tiny, forty):
 )
 def test_training_on_encrypted_images_from_a_keyed_start_is_training_on_plain_ones(recipe, tolerance, tiny, forty, key):
     cipher = pixel_shuffle(key, 8)
-    plain, keyed, public = (tiny(lora_patch(2)) for _ in range(3))
-    start = read(plain)
+    clear, keyed, public = (tiny(lora_patch(2)) for _ in range(3))
+    start = read(clear)
     with torch.no_grad():
         keyed.get_parameter(PATCH_EMBED).copy_(cipher.absorb(start[PATCH_EMBED]))
     encrypted = Examples(cipher.encrypt(forty.images), forty.labels)
-    fit(plain, forty, recipe, generator(0, "fit"))
+    fit(clear, forty, recipe, generator(0, "fit"))
     fit(keyed, encrypted, recipe, generator(0, "fit"))
     fit(public, encrypted, recipe, generator(0, "fit"))
 
     def released(model) -> dict:
-        return read(model) | {PATCH_EMBED: cipher.release(model.get_parameter(PATCH_EMBED).detach())}
+        return dict(read(model)) | {PATCH_EMBED: cipher.release(model.get_parameter(PATCH_EMBED).detach())}
 
-    moved = norm(sub(read(plain), start))
-    assert norm(sub(released(keyed), read(plain))) / moved < tolerance
-    assert norm(sub(read(public), read(plain))) / moved > 100 * tolerance  # without the key it is other training
-    assert evaluate(keyed, encrypted).loss == pytest.approx(evaluate(plain, forty).loss, rel=tolerance)
+    moved = norm(sub(read(clear), start))
+    assert norm(sub(released(keyed), read(clear))) / moved < tolerance
+    assert norm(sub(read(public), read(clear))) / moved > 100 * tolerance  # without the key it is other training
+    assert evaluate(keyed, encrypted).loss == pytest.approx(evaluate(clear, forty).loss, rel=tolerance)

@@ -23,7 +23,7 @@ class Examples(NamedTuple):
 
     def at(self, indices: Tensor) -> Examples:
         """The examples at ``indices`` (int64), in that order."""
-        return Examples(self.images[indices], self.labels[indices])
+        return Examples(self.images.index_select(0, indices), self.labels.index_select(0, indices))  # rows, not values
 
 
 class Dataset(NamedTuple):

@@ -17,15 +17,20 @@ def resize(x: Tensor, side: int) -> Tensor:
     return x if x.shape[-2:] == (side, side) else scale(x, [side, side], InterpolationMode.BICUBIC, antialias=True)
 
 
-def augment(x: Tensor, stream: Generator) -> Tensor:
-    """Each picture of uint8 (n, 3, h, w) shifted by up to h/8 pixels, black beyond its edge, and mirrored at odds 1/2.
+def draw(n: int, height: int, stream: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """For n pictures: rows and columns to shift by, 0 to 2 * (height // 8), and whether to mirror, at odds 1/2.
 
-    ``stream`` is the only source of chance; the n shifts and flips are drawn independently.
+    ``stream`` is the only source of chance; shifts and flips are drawn independently.
     """
+    dy, dx = torch.randint(0, 2 * (height // 8) + 1, (2, n), generator=stream)
+    return dy, dx, torch.randint(0, 2, (n,), generator=stream, dtype=torch.bool)
+
+
+def augment(x: Tensor, stream: Generator) -> Tensor:
+    """Each picture of uint8 (n, 3, h, w) shifted by up to h/8 pixels, black beyond its edge, and mirrored, as `draw` says."""
     n, _, h, w = x.shape
     reach = h // 8
-    dy, dx = torch.randint(0, 2 * reach + 1, (2, n, 1), generator=stream)
-    flip = torch.randint(0, 2, (n, 1), generator=stream, dtype=torch.bool)
+    dy, dx, flip = (choice[:, None] for choice in draw(n, h, stream))
     rows = dy + torch.arange(h)
     columns = dx + torch.where(flip, torch.arange(w).flip(0), torch.arange(w))
     padded = pad(x, (reach, reach, reach, reach))

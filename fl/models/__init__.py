@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 Method = Callable[[nn.Module, int], None]
 """``method(model, seed)`` adds what it adds and sets ``requires_grad``: true for what trains and travels, else false."""
+
+
+Forward = Callable[[Tensor], Tensor]
+"""``forward(images)``: uint8 (n, 3, h, w), as the cipher leaves them -> float32 logits (n, classes); the model as a function."""
 
 
 class WeightsError(ValueError):

@@ -1,0 +1,70 @@
+"""The model that the clients of one process share: built once, adapted once, its frozen part resident.
+
+Going from one client to the next writes the small tensors that train, and nothing else.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fl import adapter as adapters
+from fl.adapter import PATCH_EMBED, Adapter
+from fl.config import Config, ConfigError, build
+from fl.keys import SharedKey
+from fl.lean import lean
+from fl.lean.choose import choose
+from fl.lean.heap import keep_freed_memory
+from fl.learn import plain
+from fl.models import Forward
+from fl.wire.flat import float32_bytes
+
+
+class Workbench(NamedTuple):
+    """A model that the clients of one process share, how it is computed, its public backbone, and what trains at the start.
+
+    ``forward`` computes ``model``, as ``speed`` says in words; ``backbone`` is a digest, ``full_bytes`` what a message with
+    every parameter would cost. ``start`` is in plain order: public values, a function of backbone and seed.
+    """
+
+    model: nn.Module
+    forward: Forward
+    speed: str
+    backbone: str
+    full_bytes: int
+    start: Adapter
+
+
+@lru_cache(maxsize=1)
+def workbench(config: Config, key: SharedKey, classes: int) -> Workbench:
+    """The workbench of ``config``; a process keeps the last one. Raises WeightsError and ConfigError."""
+    model = build(config.model, classes=classes)
+    backbone = adapters.digest({n: t for n, t in model.state_dict().items() if adapters.group(n) != "head"})
+    full_bytes = float32_bytes(dict(model.named_parameters()))
+    build(config.method)(model, config.seed)
+    start = adapters.read(model)
+    if config.start == "keyed":
+        weight = model.get_parameter(PATCH_EMBED)
+        with torch.no_grad():
+            weight.copy_(build(config.cipher, key=key, block=config.model["patch"]).absorb(weight))
+    device = _device(config.device)
+    precision, attention = choose(config.precision, config.attention, model, device)
+    model.to(device)
+    if config.step == "lean":
+        keep_freed_memory()
+        forward = lean(model, precision, attention)
+    else:
+        forward = plain(model, precision, attention)
+    return Workbench(model, forward, f"{config.step} step, {precision}, {attention} attention", backbone, full_bytes, start)
+
+
+def _device(wish: str) -> torch.device:
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(wish)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={wish} needs a GPU that torch can see, got {torch.cuda.device_count()}; set device=cpu or auto")
+    return device

@@ -1,0 +1,124 @@
+"""The lean step: the timm model's function of the same parameters with less work, one idea a file.
+
+    merged.py       LoRA added into its layer for the step, with a backward that forms thin gradients alone
+    attention.py    attention with its own backward, plain or fused
+    heap.py         freed memory kept for the next step
+    table.py        crop, flip and cipher composed into one gather
+    choose.py       which precision and which attention are fast on this machine: measured once, then kept
+
+A fourth idea is in this file: the head reads the class token alone, so the last block needs keys and values of all tokens,
+but query, projection and MLP of that one. And frozen weights are stored once in the precision of the step, where autocast
+would cast them anew in every step. The timm model stays the oracle (``step=plain``): gradients agree to 1e-5 in float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, linear
+
+from fl.lean.attention import ATTENTIONS, Attention, one_query
+from fl.lean.merged import MergedQKV, WholeQKV
+from fl.models import Forward, WeightsError
+from fl.models.lora import LoRAqv
+
+
+class Block(NamedTuple):
+    """The parts of one block; ``qkv`` is the layer as this step computes it."""
+
+    norm1: nn.LayerNorm
+    qkv: MergedQKV | WholeQKV
+    heads: int
+    proj: nn.Linear
+    norm2: nn.LayerNorm
+    fc1: nn.Linear
+    fc2: nn.Linear
+
+
+def lean(model: nn.Module, precision: str, attention: str) -> Forward:
+    """``model`` as a function, uint8 images (n, 3, h, w) -> float32 logits (n, classes), to train and to evaluate with.
+
+    ``precision`` is float32 or bfloat16, ``attention`` plain or fused. In bfloat16 the frozen parameters of ``model`` are
+    turned into it in place, those below LoRA excepted; what trains stays float32. Raises WeightsError for a model with
+    parts that this step does not know.
+    """
+    _check(model)
+    dtype, attend = getattr(torch, precision), ATTENTIONS[attention]
+    masters = {id(m.weight) for m in model.modules() if isinstance(m, LoRAqv)}
+    for parameter in model.parameters():
+        if not parameter.requires_grad and id(parameter) not in masters:
+            parameter.data = parameter.data.to(dtype)
+    blocks = [_block(block, dtype) for block in model.blocks]
+
+    def forward(images: Tensor) -> Tensor:
+        x = _embed(model, images, dtype)
+        for block in blocks[:-1]:
+            x = _whole(block, x, attend)
+        x = _norm(model.norm, _last(blocks[-1], x))
+        return _linear(model.head, x.float())
+
+    return forward
+
+
+def _block(block: nn.Module, dtype: torch.dtype) -> Block:
+    qkv = MergedQKV(block.attn.qkv, dtype) if isinstance(block.attn.qkv, LoRAqv) else WholeQKV(block.attn.qkv)
+    return Block(block.norm1, qkv, block.attn.num_heads, block.attn.proj, block.norm2, block.mlp.fc1, block.mlp.fc2)
+
+
+def _embed(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 (n, 3, h, w) -> tokens (n, 1 + T, d). Patches are laid out as a Conv2d weight counts them, while still bytes."""
+    n, channels, h, w = images.shape
+    weight, bias = model.patch_embed.proj.weight, model.patch_embed.proj.bias
+    p = weight.shape[-1]
+    patches = images.view(n, channels, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(n, (h // p) * (w // p), -1)
+    x = linear(patches.to(dtype).div_(127.5).sub_(1), weight.flatten(1).to(dtype), bias.to(dtype))
+    return torch.cat([model.cls_token.to(dtype).expand(n, -1, -1), x], dim=1) + model.pos_embed.to(dtype)
+
+
+def _whole(block: Block, x: Tensor, attend: Attention) -> Tensor:
+    x = x + _linear(block.proj, attend(block.qkv.all(_norm(block.norm1, x)), block.heads))
+    return x + _mlp(block, x)
+
+
+def _last(block: Block, x: Tensor) -> Tensor:
+    """The last block for the class token: (n, N, d) -> (n, d)."""
+    h, x = _norm(block.norm1, x), x[:, 0]
+    x = x + _linear(block.proj, one_query(block.qkv.query(h[:, 0]), block.qkv.key_value(h), block.heads))
+    return x + _mlp(block, x)
+
+
+def _mlp(block: Block, x: Tensor) -> Tensor:
+    return _linear(block.fc2, gelu(_linear(block.fc1, _norm(block.norm2, x))))
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+
+
+def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+
+
+def _check(model: nn.Module) -> None:
+    """Raise WeightsError unless ``model`` is made of the parts above and no others."""
+    block = model.blocks[0]
+    if type(block).__name__ != "Block" or not isinstance(model.norm, nn.LayerNorm):
+        raise WeightsError("step=lean needs timm's plain blocks and a last LayerNorm; this model has others: set step=plain")
+    attn, mlp = block.attn, block.mlp
+    extra = (block.ls1, block.ls2, block.drop_path1, block.drop_path2, attn.q_norm, attn.k_norm, attn.norm, mlp.norm)
+    known = {
+        "pools the class token": model.global_pool == "token" and model.num_prefix_tokens == 1 and not model.no_embed_class,
+        "has neither patch drop nor extra norms": not any(map(_acts, (model.patch_drop, model.norm_pre, model.fc_norm))),
+        "has no drop path, layer scale or norm inside its blocks": not any(map(_acts, extra)),
+        "has a plain GELU": type(mlp.act) is nn.GELU and mlp.act.approximate == "none",
+        "has biases everywhere": None not in (attn.qkv.bias, attn.proj.bias, model.patch_embed.proj.bias, model.head.bias),
+    }
+    for part, holds in known.items():
+        if not holds:
+            raise WeightsError(f"step=lean needs a vision transformer that {part}; this one does not: set step=plain")
+
+
+def _acts(module: nn.Module) -> bool:
+    return not isinstance(module, nn.Identity)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import traceback
+from collections import deque
+from collections.abc import Set
 from typing import Iterable
 
 from flwr.app import Context, Message, RecordDict
@@ -17,13 +19,16 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity  # Message() wants an identity; only the engines set one
 
+from clients import client_app
+from strategies import server_app
+
 
 class InProcessGrid(Grid):
     """A Grid whose nodes are contexts in a dictionary; an exception in a client becomes an error reply, as elsewhere."""
 
     def __init__(self, app: ClientApp, nodes: int, run_config: dict, node_config: dict[int, dict] | None = None) -> None:
         TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-        self._app, self._ids, self._replies = app, itertools.count(1), {}
+        self._app, self._ids, self._waiting = app, itertools.count(1), deque()
         self._run = Run.create_empty(run_id=1)
         self._contexts = {
             1000 + i: Context(
@@ -45,7 +50,9 @@ class InProcessGrid(Grid):
         """Take another run's description."""
         self._run = run
 
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
         """A message to a node."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
@@ -54,26 +61,32 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Do the work of each message now; returns the ids to pull the replies by."""
-        sent = []
+        """Take the messages; returns the ids to pull the replies by."""
+        names = []
         for message in messages:
-            name = f"m{next(self._ids)}"
-            message.metadata.__dict__["_message_id"] = name
-            try:
-                reply = self._app(message=message, context=self._contexts[message.metadata.dst_node_id])
-            except Exception as error:
-                reply = Message(Error(code=2, reason=f"{traceback.format_exc()}\n{error}"), reply_to=message)
-            self._replies[name] = reply
-            sent.append(name)
-        return sent
+            names.append(f"m{next(self._ids)}")
+            message.metadata.__dict__["_message_id"] = names[-1]
+            self._waiting.append(message)
+        return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are there."""
-        return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
+        """Do the work of the first of these messages and return its reply: however many clients, one reply is in memory."""
+        wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
+        for place, message in enumerate(self._waiting):  # the first, as a rule: a deque forgets it at no cost, a dict does not
+            if message.metadata.message_id in wanted:
+                del self._waiting[place]
+                return [self._work(message)]
+        return []
+
+    def _work(self, message: Message) -> Message:
+        try:
+            return self._app(message=message, context=self._contexts[message.metadata.dst_node_id])
+        except Exception as error:
+            return Message(Error(code=2, reason=f"{traceback.format_exc()}\n{error}"), reply_to=message)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push, then pull."""
-        return self.pull_messages(self.push_messages(messages))
+        """Push, then pull until all have answered."""
+        return [reply for name in self.push_messages(messages) for reply in self.pull_messages([name])]
 
 
 def run(server: ServerApp, client: ClientApp, nodes: int, overrides: str, node_config: dict[int, dict] | None = None) -> None:
@@ -81,3 +94,12 @@ def run(server: ServerApp, client: ClientApp, nodes: int, overrides: str, node_c
     run_config = {"overrides": overrides}
     grid = InProcessGrid(client, nodes, run_config, node_config)
     server(grid=grid, context=Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config))
+
+
+def run_apps(nodes: int, overrides: str) -> bool:
+    """The project's own apps with ``nodes`` clients. Returns whether the run completed; its reason has been printed."""
+    try:
+        run(server_app.app, client_app.app, nodes, overrides)
+    except Exception:  # the ServerApp has said what went wrong
+        return False
+    return True

@@ -4,7 +4,8 @@
 
 Flower's shared local SuperLink keeps the folder, environment and code of whoever started it first, and `flwr run --stream`
 returns 0 for failed runs. This launcher starts a SuperLink with a fresh home, a neutral folder and a free port, submits
-this checkout, shows what the run says, asks how it ended, and takes everything down again.
+this checkout, shows what the run says, asks how it ended, and takes everything down again. With ``engine=inprocess`` the
+same apps run in this process instead, one client after the other, with neither Ray nor a daemon.
 """
 
 from __future__ import annotations
@@ -58,9 +59,12 @@ class Engine:
 
     def run(self, clients: int, workers: int, overrides: list[str], show: bool = True) -> bool:
         """Run this checkout with ``clients`` virtual nodes on ``workers`` worker processes; whether it completed."""
+        return self.submit(ROOT, clients, workers, ["--run-config", f"overrides={json.dumps(shlex.join(overrides))}"], show)
+
+    def submit(self, app: Path, clients: int, workers: int, options: list[str] | None = None, show: bool = True) -> bool:
+        """Run the Flower app in the folder ``app`` with `flwr run`'s own ``options``; whether it completed."""
         federation = f"num-supernodes={clients} client-resources-num-cpus=1 init-args-num-cpus={workers}"
-        config = f"overrides={json.dumps(shlex.join(overrides))}"
-        reply = self._flwr("run", str(ROOT), "own", "--format", "json", "--federation-config", federation, "--run-config", config)
+        reply = self._flwr("run", str(app), "own", "--format", "json", "--federation-config", federation, *(options or []))
         try:
             report = json.loads(reply.stdout[reply.stdout.index("{") :])
             run = str(report["run-id"])
@@ -159,7 +163,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes (default: one for each core)")
     options, overrides = parser.parse_known_args(arguments)
     try:
-        load(shlex.join(overrides))  # a slip of the pen is not worth an engine
+        if load(shlex.join(overrides)).engine == "inprocess":  # and a slip of the pen is not worth an engine
+            from simulations import inprocess  # the client's libraries, which an engine's own processes load
+
+            return 0 if inprocess.run_apps(options.clients, shlex.join(overrides)) else 4
         with engine() as own:
             return 0 if own.run(options.clients, options.workers, overrides) else 4
     except ConfigError as error:

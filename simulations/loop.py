@@ -9,8 +9,10 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from typing import Iterator
 
 from clients import local
+from fl.adapter import part
 from fl.config import Config, ConfigError, Node, build, load
 from fl.datasets import DataError
 from fl.journal import Journal, run_name
@@ -18,19 +20,20 @@ from fl.keys import KeyFileError
 from fl.learn import TrainingError
 from fl.models import WeightsError
 from fl.provenance import code_digest
-from fl.wire.flat import pack, unpack
+from fl.wire.flat import pack, packer, unpack
 from fl.wire.float32 import float32
 from fl.wire.ledger import entry
 from strategies import ClientInfo, Update
 from strategies.gate import Refused, admit
-from strategies.history import Evaluation, history_row, totals
-from strategies.plan import cohort, evaluates, orders
+from strategies.history import Evaluation, client_row, history_row, totals
+from strategies.plan import cohort, enough, evaluates, orders
 from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
 
 
 def run(config: Config, journal: Journal) -> dict:
     """Run the federation that ``config`` describes and return its summary."""
     codec = float32()
+    pack_once = packer(codec)
     number = config.clients or 2
     nodes = [config.at_node(config.nodes.get(i, Node())) for i in range(number)]
     clients = [local.open_client(node, i, number) for i, node in enumerate(nodes)]
@@ -38,32 +41,36 @@ def run(config: Config, journal: Journal) -> dict:
     agree(rolls, code_digest())
     for line in remarks(rolls):
         journal.say(line)
+    strategy = build(config.strategy, recipe=config.recipe)
+    enough(strategy, config, number)
     journal.begin()
     local.keepsakes(clients[0], journal.folder)
     infos = [ClientInfo(roll.client, roll.train) for roll in rolls]
-
-    strategy = build(config.strategy, recipe=config.recipe)
     state = strategy.init(clients[0].bench.start)
 
     for round in range(1, config.rounds + 1):
-        began, ledger, updates = time.monotonic(), [], []
-        chosen = cohort(config, round, number)
-        for i in chosen:
-            journal.progress(f"round {round}/{config.rounds}: client {i} of {number} trains")
-            recipe, given = orders(strategy, config, state, round, infos[i])
-            down = pack(given, codec)
-            adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec))
-            up = pack(adapter, codec)
-            updates.append(admit(Update(i, unpack(up, codec), examples, metrics), given))
-            ledger += [entry("train", "down", down.header, down.nbytes), entry("train", "up", up.header, up.nbytes)]
-        state = strategy.apply(state, round, updates)
+        began, ledger, rows = time.monotonic(), [], []
+
+        def updates() -> Iterator[Update]:
+            for i in cohort(config, round, number):
+                journal.progress(f"round {round}/{config.rounds}: client {i} of {number} trains")
+                recipe, given = orders(strategy, config, state, round, infos[i])
+                down = pack_once(given)
+                adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec))
+                up = pack(adapter, codec)
+                update = admit(Update(i, unpack(up, codec), examples, metrics), part(given, recipe.groups), infos[i])
+                ledger.extend((entry("train", "down", down.header, down.nbytes), entry("train", "up", up.header, up.nbytes)))
+                rows.append(client_row(update))
+                yield update
+
+        state = strategy.apply(state, round, updates())
 
         scores = []
         if evaluates(config, round):
-            down = pack(strategy.view(state), codec)
+            down = pack_once(strategy.view(state))
             scores = [Evaluation(c.index, *local.score(c, unpack(down, codec))) for c in clients]
             ledger += [entry("evaluate", "down", down.header, down.nbytes) for _ in clients]
-        journal.round(history_row(round, updates, scores, ledger, time.monotonic() - began))
+        journal.round(history_row(round, rows, scores, ledger, time.monotonic() - began))
 
     return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), strategy.view(state))
 

@@ -9,73 +9,85 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Mapping
+from typing import Any, Iterable, Iterator, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fl.adapter import Adapter, digest
+from fl.adapter import Adapter, digest, part
 from fl.config import Config, build
 from fl.journal import Journal
 from fl.provenance import code_digest
-from fl.wire.flat import Codec, Packed, WireError, pack, unpack
+from fl.wire.flat import Codec, Packed, WireError, packer, unpack
 from fl.wire.float32 import float32
 from fl.wire.ledger import Entry, entry
 from fl.wire.records import facts_of, packed_of, serialised_bytes, to_content
 from strategies import ClientInfo, Update
+from strategies.exchange import POLL, RunFailed, exchange
 from strategies.gate import admit
-from strategies.history import Evaluation, history_row, totals
-from strategies.plan import cohort, evaluates, orders
+from strategies.history import Evaluation, client_row, history_row, totals
+from strategies.plan import cohort, enough, evaluates, orders
 from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
-
-POLL = 0.05  # seconds between looks for replies
-
-
-class RunFailed(RuntimeError):
-    """A run that cannot go on; the message names the client and its reason."""
 
 
 def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
-    """Run the federation that ``config`` describes over ``grid`` and return its summary. Raises RunFailed and RollCallError."""
+    """Run the federation that ``config`` describes over ``grid`` and return its summary.
+
+    Raises RunFailed, RollCallError and ConfigError.
+    """
     codec, before = float32(), []
+    pack_once = packer(codec)
     nodes, rolls = roll_call(grid, config, journal, before)
+    strategy = build(config.strategy, recipe=config.recipe)
+    enough(strategy, config, len(nodes))
     journal.begin()
     number = {node: client for client, node in nodes.items()}
     infos = {roll.client: ClientInfo(roll.client, roll.train) for roll in rolls}
-
-    strategy = build(config.strategy, recipe=config.recipe)
     state = strategy.init(starting_adapter(grid, config, nodes[0], rolls[0], before))
-    envelope = 0
 
     for round in range(1, config.rounds + 1):
-        began, ledger, given = time.monotonic(), [], {}
-        messages = []
+        began, ledger, rows, asked, messages = time.monotonic(), [], [], {}, []
         for client in cohort(config, round, len(nodes)):
-            recipe, given[client] = orders(strategy, config, state, round, infos[client])
-            packed = pack(given[client], codec)
-            messages.append(message("train", nodes[client], round, {"round": round, "recipe": recipe.to_json()}, packed))
+            recipe, given = orders(strategy, config, state, round, infos[client])
+            facts = {"round": round, "recipe": recipe.to_json()}
+            messages.append(message("train", nodes[client], round, facts, pack_once(given)))
+            asked[client] = part(given, recipe.groups)
             ledger.append(weigh("train", "down", messages[-1]))
         replies = exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} training")
-        updates = []
-        for reply in replies:
-            update = update_of(number[reply.metadata.src_node_id], reply, codec)
-            updates.append(admit(update, given[update.client]))
-            ledger.append(weigh("train", "up", reply))
-            envelope = ledger[-1].total - packed_of(reply).nbytes
-        state = strategy.apply(state, round, updates)
+        state = strategy.apply(state, round, updates_of(replies, number, infos, asked, codec, rows, ledger))
 
         scores: list[Evaluation] = []
         if evaluates(config, round):
-            packed = pack(strategy.view(state), codec)
+            packed = pack_once(strategy.view(state))
             messages = [message("evaluate", node, round, {}, packed) for node in nodes.values()]
             ledger += [weigh("evaluate", "down", m) for m in messages]
-            replies = exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} evaluating")
-            scores = [evaluation_of(rolls[number[r.metadata.src_node_id]], r) for r in replies]
-            ledger += [weigh("evaluate", "up", r) for r in replies]
-        journal.round(history_row(round, updates, scores, ledger, time.monotonic() - began))
+            for reply in exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} evaluating"):
+                scores.append(evaluation_of(rolls[number[reply.metadata.src_node_id]], reply))
+                ledger.append(weigh("evaluate", "up", reply))
+        journal.round(history_row(round, rows, scores, ledger, time.monotonic() - began))
 
-    facts = summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, envelope, before)
-    return journal.finish(facts, strategy.view(state))
+    return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, before), strategy.view(state))
+
+
+def updates_of(
+    replies: Iterable[Message],
+    number: Mapping[int, int],
+    infos: Mapping[int, ClientInfo],
+    asked: Mapping[int, Adapter],
+    codec: Codec,
+    rows: list[dict[str, Any]],
+    ledger: list[Entry],
+) -> Iterator[Update]:
+    """The admitted updates in ``replies``, one at a time; what is kept of each goes to ``rows`` and ``ledger``.
+
+    ``asked`` holds for each client tensors like those that it was asked for, ``infos`` what it said of itself. Raises
+    RunFailed and Refused, which name the client.
+    """
+    for reply in replies:
+        update = update_of(number[reply.metadata.src_node_id], reply, codec)
+        rows.append(client_row(admit(update, asked[update.client], infos[update.client])))
+        ledger.append(weigh("train", "up", reply))
+        yield update
 
 
 def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry]) -> tuple[dict[int, int], list[Roll]]:
@@ -91,7 +103,7 @@ def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry])
         new = sorted(set(grid.get_node_ids()) - set(answers))
         asked = [message("query", n, 0, {"run": journal.run}) for n in new]
         ledger += [weigh("query", "down", m) for m in asked]
-        replies = exchange(grid, config.wait, asked, {})
+        replies = list(exchange(grid, config.wait, asked, {}))
         ledger += [weigh("query", "up", r) for r in replies]
         answers |= {reply.metadata.src_node_id: roll_of(reply) for reply in replies}
         if answers and not expected:
@@ -100,7 +112,10 @@ def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry])
             journal.say(f"{expected} clients; for another number: flwr run . --federation-config \"num-supernodes=N\"")
         if not replies:
             if time.monotonic() > deadline:
-                raise RollCallError(f"{expected or 'some'} clients must come within {config.wait:.0f} s, got {len(answers)}; start more nodes or raise wait")
+                raise RollCallError(
+                    f"{expected or 'some'} clients must come within {config.wait:.0f} s, got {len(answers)}; "
+                    "start more nodes or raise wait"
+                )
             journal.progress(f"waiting for clients: {len(answers)} of {expected or '?'}, {deadline - time.monotonic():.0f} s left")
             time.sleep(POLL)
     pairs = sorted(answers.items(), key=lambda pair: pair[1].client)
@@ -139,7 +154,7 @@ def update_of(client: int, reply: Message, codec: Codec) -> Update:
         facts = facts_of(reply)
         metrics = {name: float(facts["metrics"][name]) for name in ("loss", "steps", "seconds")}
         return Update(client, unpack(packed_of(reply), codec), int(facts["examples"]), metrics)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunFailed(f"client {client}: an update must hold an adapter, examples and metrics ({error})") from None
 
 
@@ -156,7 +171,7 @@ def evaluation_of(roll: Roll, reply: Message) -> Evaluation:
     try:
         facts = facts_of(reply)
         found = Evaluation(roll.client, float(facts["loss"]), int(facts["correct"]), int(facts["examples"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunFailed(f"client {roll.client}: an evaluation must hold loss, correct and examples ({error})") from None
     if not (math.isfinite(found.loss) and 0 <= found.correct <= found.examples == roll.evaluate):
         raise RunFailed(f"client {roll.client}: an evaluation must be of its {roll.evaluate} images with a finite loss, got {found}")
@@ -172,52 +187,3 @@ def weigh(kind: str, way: str, sent: Message) -> Entry:
     """The message's line in the ledger, from its serialised length."""
     header = str(sent.content["facts"].get("header", ""))
     return entry(kind, way, header, serialised_bytes(sent))
-
-
-def exchange(
-    grid: Grid, seconds: float, messages: list[Message], client: Mapping[int, int], journal: Journal | None = None, doing: str = ""
-) -> list[Message]:
-    """Send, wait up to ``seconds``, and return one reply for each message, sorted by client.
-
-    ``client`` numbers the node ids that are known by a number. Raises RunFailed, naming who, when a message could not be
-    sent, and when a reply is missing or an error.
-    """
-
-    def name(node: int) -> str:
-        return f"client {client[node]}" if node in client else f"node {node}"
-
-    sent = list(grid.push_messages(messages))
-    if len(sent) != len(messages) or not all(sent):
-        raise RunFailed("the engine must take every message, but refused some (too large, or the node has left)")
-    waiting = {str(i): m.metadata.dst_node_id for i, m in zip(sent, messages)}
-    deadline, replies = time.monotonic() + seconds, []
-    while waiting:
-        came = list(grid.pull_messages(list(waiting)))
-        replies += came
-        for reply in came:
-            waiting.pop(str(reply.metadata.reply_to_message_id), None)
-            _check(reply, name(reply.metadata.src_node_id))
-        if waiting and time.monotonic() > deadline:
-            late = ", ".join(sorted(name(node) for node in waiting.values()))
-            raise RunFailed(f"{late} did not answer within {seconds:.0f} s; look at its log, or raise wait and timeout")
-        if waiting and not came:
-            time.sleep(POLL)
-        if journal and came:
-            journal.progress(f"{doing}: {len(replies)} of {len(messages)} clients")
-    return sorted(replies, key=lambda reply: client.get(reply.metadata.src_node_id, 0))
-
-
-def _check(reply: Message, name: str) -> None:
-    if reply.has_error():
-        raise RunFailed(f"{name} failed: {_last_line(reply.error.reason)}")
-    try:
-        facts = facts_of(reply)
-    except WireError as error:
-        raise RunFailed(f"{name}: {error}") from None
-    if "error" in facts:
-        raise RunFailed(f"{name if facts.get('client') is None else 'client ' + str(facts['client'])}: {facts['error']}")
-
-
-def _last_line(reason: str) -> str:
-    lines = [line.strip() for line in (reason or "no reason given").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no reason given"

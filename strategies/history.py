@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any, Mapping, NamedTuple, Sequence
 
 from fl.adapter import norms
-from fl.wire.ledger import Entry, summarise
+from fl.wire.ledger import ENVELOPE, Entry, summarise
 from strategies import Update
 
 
@@ -19,23 +19,27 @@ class Evaluation(NamedTuple):
     examples: int
 
 
+def client_row(update: Update) -> dict[str, Any]:
+    """What is kept of one update when it has been added: everything but its tensors."""
+    return {"client": update.client, "examples": update.examples, **update.metrics, "norms": norms(update.adapter)}
+
+
 def history_row(
-    round: int, updates: Sequence[Update], evaluations: Sequence[Evaluation], ledger: Sequence[Entry], seconds: float
+    round: int, clients: Sequence[dict[str, Any]], evaluations: Sequence[Evaluation], ledger: Sequence[Entry], seconds: float
 ) -> dict[str, Any]:
-    """One round as a JSON object.
+    """One round as a JSON object, from a `client_row` for each update.
 
     Evaluation shards are disjoint, so the sums over clients give the exact accuracy over all their images.
     ``train_seconds`` is the sum of what the clients spent on training; ``seconds`` is the round on the wall.
     """
-    weight = sum(u.examples for u in updates)
     row: dict[str, Any] = {
         "round": round,
-        "cohort": [u.client for u in updates],
-        "train_loss": sum(u.metrics["loss"] * u.examples for u in updates) / weight,
+        "cohort": [c["client"] for c in clients],
+        "train_loss": sum(c["loss"] * c["examples"] for c in clients) / sum(c["examples"] for c in clients),
         "seconds": seconds,
-        "train_seconds": sum(u.metrics["seconds"] for u in updates),
+        "train_seconds": sum(c["seconds"] for c in clients),
         "bytes": summarise(ledger),
-        "clients": [{"client": u.client, "examples": u.examples, **u.metrics, "norms": norms(u.adapter)} for u in updates],
+        "clients": list(clients),
     }
     if evaluations:
         seen = sum(e.examples for e in evaluations)
@@ -47,25 +51,23 @@ def history_row(
     return row
 
 
-def totals(
-    rows: Sequence[Mapping[str, Any]], full_bytes: int, envelope: int = 0, before: Sequence[Entry] = ()
-) -> dict[str, Any]:
+def totals(rows: Sequence[Mapping[str, Any]], full_bytes: int, before: Sequence[Entry] = ()) -> dict[str, Any]:
     """Bytes and seconds of a run, and its bytes per client and round against full-model FedAvg's.
 
-    ``full_bytes`` is the packed size of a float32 message with every parameter, ``envelope`` what the transport adds to a
-    message: together, what one message of the method `full` measures. ``before`` is what came before round 1.
+    ``full_bytes`` is the packed size of a float32 message with every parameter; in the envelope of an upload, that is what
+    one message of the method `full` measures. ``before`` is what came before round 1.
     """
     sums = {name: Counter(sizes) for name, sizes in summarise(before).items()}
     for row in rows:
         for name, sizes in row["bytes"].items():
             sums.setdefault(name, Counter()).update(sizes)
-    train = [sums[name] for name in ("train down", "train up")]
-    per_message = [s["total"] / s["messages"] for s in train]
-    full = full_bytes + envelope
+    down, up = sums["train down"], sums["train up"]
+    per_message = {"down": down["total"] / down["messages"], "up": up["total"] / up["messages"]}
+    full = full_bytes + up[ENVELOPE] / up["messages"]
     return {
         "bytes": {name: dict(counter) for name, counter in sums.items()},
-        "bytes_per_client_round": {"down": per_message[0], "up": per_message[1]},
-        "full_model_message_bytes": full,
-        "ratio_to_full_fedavg": sum(per_message) / (2 * full),
+        "bytes_per_client_round": per_message,
+        "full_model_message_bytes": round(full),
+        "ratio_to_full_fedavg": sum(per_message.values()) / (2 * full),
         "train_seconds": sum(row["train_seconds"] for row in rows),
     }

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from fl.adapter import Adapter
-from fl.config import Config
+from fl.config import Config, ConfigError
 from fl.randomness import generator
 from fl.recipe import Recipe
 from strategies import ClientInfo, State, Strategy
@@ -19,6 +19,17 @@ def cohort(config: Config, round: int, clients: int) -> list[int]:
     size = max(1, math.ceil(config.fraction * clients - 1e-9))
     order = torch.randperm(clients, generator=generator(config.seed, "cohort", round))
     return sorted(order[:size].tolist())
+
+
+def enough(strategy: Strategy, config: Config, clients: int) -> None:
+    """Raise ConfigError, before anybody trains, when a round has fewer clients than ``strategy`` needs."""
+    got = len(cohort(config, 1, clients))
+    if got < strategy.fewest:
+        name = config.strategy["_target_"].rpartition(".")[2]
+        raise ConfigError(
+            f"{name} needs at least {strategy.fewest} clients in a round, got {got}; "
+            "raise clients or fraction, or change its settings"
+        )
 
 
 def orders(strategy: Strategy, config: Config, state: State, round: int, client: ClientInfo) -> tuple[Recipe, Adapter]:

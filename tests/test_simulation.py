@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,19 +17,24 @@ import pytest
 import torch
 from PIL import Image
 
+from flwr.app import Message
+from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from clients import local
 from clients.client_app import app as client_app
 from fl import keys
+from fl.adapter import group, read
 from fl.adapter import load as load_adapter
 from fl.config import load
 from fl.journal import Journal
 from fl.provenance import ROOT
-from fl.wire.ledger import ENVELOPE
-from simulations import cost, inprocess, loop
+from fl.randomness import generator
+from fl.wire.ledger import ENVELOPE, HEADER
+from fl.wire.records import to_content
+from simulations import cost, inprocess, launch, loop
 from simulations.launch import engine
-from strategies.flower import RunFailed
+from strategies.exchange import RunFailed, exchange
 from strategies.rollcall import RollCallError
 from strategies.server_app import app as server_app
 
@@ -68,11 +76,28 @@ def equal(a: dict, b: dict) -> bool:
 
 @pytest.mark.parametrize(
     "more",
-    ["", "method=melo start=public", "method=full start=public", "method=linear", "partition=dirichlet fraction=0.5 recipe.augment=true", "recipe.mu=0.1 recipe.optimizer=sgd"],
+    ["", "method=melo start=public", "method=full start=public", "method=linear", "partition=dirichlet fraction=0.5 recipe.augment=true", "recipe.mu=0.1 recipe.optimizer=sgd", "step=plain", "strategy=rolora"],
 )
 def test_flower_equals_the_plain_loop_tensor_for_tensor(home, tmp_path, more):
     (ours, adapter), (theirs, same) = by_loop(home, tmp_path, more), by_flower(home, tmp_path, more)
     assert equal(adapter, same) and ours["accuracy"] == theirs["accuracy"] and ours["loss"] == theirs["loss"]
+
+
+def test_the_launcher_runs_the_same_apps_in_process_when_told_to(home, tmp_path, capsys):
+    words = shlex.split(settings(home, tmp_path, "engine=inprocess"))
+    assert launch.main(["--clients", "3", *words]) == 0
+    (ours, adapter), (theirs, same) = by_loop(home, tmp_path), result(tmp_path)
+    assert equal(adapter, same) and ours["accuracy"] == theirs["accuracy"]
+    capsys.readouterr()
+    assert launch.main(["--clients", "3", *words, "+nodes.1.key=/missing"]) == 4 and "client 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", ["", "recipe.augment=true", "method=full"])
+def test_a_federation_of_lean_steps_is_one_of_plain_steps_to_rounding(home, tmp_path, more):
+    sgd = f"precision=float32 recipe.optimizer=sgd recipe.momentum=0 {more}"
+    (_, lean), (_, plain), (_, start) = (by_loop(home, tmp_path / n, sgd, c) for n, c in (("a", ""), ("b", "step=plain"), ("c", "recipe.lr={lora_a:0,lora_b:0,head:0,patch_embed:0,backbone:0}")))
+    moved = max(float((plain[n] - start[n]).abs().max()) for n in plain)
+    assert max(float((lean[n] - plain[n]).abs().max()) for n in plain) < 1e-4 * moved
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(home, tmp_path):
@@ -103,7 +128,7 @@ def test_the_ledger_counts_every_byte_by_group(home, tmp_path, monkeypatch):
     sizes = summary["bytes"]["train up"]
     assert sizes["messages"] == 2 * 3
     assert sum(total["total"] for total in summary["bytes"].values()) == sum(weighed)
-    assert sizes["total"] - sizes[ENVELOPE] == 6 * sum(4 * t.numel() for t in adapter.values())
+    assert sizes["total"] - sizes[ENVELOPE] - sizes[HEADER] == 6 * sum(4 * t.numel() for t in adapter.values())
     assert {"lora_a", "lora_b", "patch_embed", "head"} < set(sizes)
 
 
@@ -113,6 +138,46 @@ def test_the_full_model_is_priced_as_the_method_full_measures_it(home, tmp_path)
     measured = full["bytes_per_client_round"]["up"]
     assert small["full_model_message_bytes"] == pytest.approx(measured, rel=1e-3)
     assert full["ratio_to_full_fedavg"] == pytest.approx(1, rel=1e-2)
+    halves, _ = by_flower(home, tmp_path / "halves", "strategy=rolora")
+    assert halves["full_model_message_bytes"] == pytest.approx(small["full_model_message_bytes"], abs=10)
+
+
+class Slow(inprocess.InProcessGrid):
+    """Clients that take a while, one after another."""
+
+    def _work(self, message):
+        time.sleep(0.2)
+        return super()._work(message)
+
+
+class Backwards(inprocess.InProcessGrid):
+    """Replies that come last first, and each of them twice."""
+
+    def pull_messages(self, ids):
+        replies = [reply for name in list(ids) for reply in super(Backwards, self).pull_messages([name])]
+        return [reply for reply in reversed(replies) for _ in range(2)]
+
+
+def echoes(kind):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        return Message(message.content, reply_to=message)
+
+    grid = kind(app, 5, {})
+    return grid, [Message(to_content({}), dst_node_id=n, message_type="train") for n in grid.get_node_ids()]
+
+
+def test_replies_come_out_in_the_order_of_the_questions_and_once():
+    grid, messages = echoes(Backwards)
+    number = {node: i for i, node in enumerate(grid.get_node_ids())}
+    assert [number[r.metadata.src_node_id] for r in exchange(grid, 5, messages, number)] == [0, 1, 2, 3, 4]
+
+
+def test_clients_that_wait_for_their_turn_are_not_late():
+    grid, messages = echoes(Slow)
+    assert len(list(exchange(grid, 0.5, messages, {}))) == 5
 
 
 def test_a_run_leaves_its_record_and_no_secret(home, tmp_path):
@@ -135,6 +200,18 @@ def test_the_permuted_patch_embedding_never_leaves(home, tmp_path, method):
     (client, keyed), (_, plain) = update(), update("cipher=plain start=public")
     assert float((keyed - plain).norm()) < 1e-3 * float(plain.norm())
     assert float((client.cipher.absorb(keyed) - plain).norm()) > 0.3 * float(plain.norm())
+
+
+@pytest.mark.parametrize("groups", [("lora_b", "head"), ("lora_a", "patch_embed"), ("patch_embed",)])
+def test_a_client_trains_and_returns_the_groups_that_it_is_asked_for(home, tmp_path, groups):
+    client = local.open_client(load(settings(home, tmp_path, "clients=3")), 0, 3)
+    start = {n: t + 0.1 * torch.randn(t.shape, generator=generator(0, n)) for n, t in client.bench.start.items()}  # no zeros: all have a gradient
+    update, _, _ = local.train(client, 1, replace(client.config.recipe, groups=groups), start)
+    assert set(update) == {n for n in start if group(n) in groups} and all(t.any() for t in update.values())
+    left = local._release(client, read(client.bench.model))  # in plain order, as it came
+    assert {n for n in start if torch.equal(left[n], start[n])} == {n for n in start if group(n) not in groups}
+    whole, _, _ = local.train(client, 1, client.config.recipe, start)
+    assert set(whole) == set(start)
 
 
 def test_the_preview_does_not_give_the_key(home, tmp_path):
@@ -263,7 +340,7 @@ def test_the_demo_learns_and_the_keyed_start_helps(tmp_path):
 def test_lora_patch_on_vit_base_sends_less_than_a_hundredth_of_the_full_model():
     config = load("model=vit_base")
     small, full = (cost.cost(config, method) for method in ("lora_patch", "full"))
-    assert (small.parameters, small.entry.total - small.entry.sizes[ENVELOPE]) == (745_738, 4 * 745_738)
+    assert (small.parameters, small.entry.total - small.entry.sizes[ENVELOPE] - small.entry.sizes[HEADER]) == (745_738, 4 * 745_738)
     assert small.entry.total / full.entry.total <= 0.0088
 
 

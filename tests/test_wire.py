@@ -13,11 +13,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
-from fl.adapter import GROUPS, digest, group, read
+from fl.adapter import GROUPS, digest, flat, group, read
 from fl.models.lora_patch import lora_patch
 from fl.wire.flat import Packed, WireError, float32_bytes, group_bytes, pack, unpack
 from fl.wire.float32 import float32
-from fl.wire.ledger import ENVELOPE, Entry, entry, summarise
+from fl.wire.ledger import ENVELOPE, HEADER, Entry, entry, summarise
 from fl.wire.records import facts_of, packed_of, serialised_bytes, to_content
 
 CODEC = float32()
@@ -37,8 +37,20 @@ def test_packing_and_unpacking_gives_every_bit_back():
     packed = pack(ADAPTER, CODEC)
     assert bits(unpack(packed, CODEC)) == bits(ADAPTER)
     assert bits(unpack(pack({}, CODEC), CODEC)) == {}
-    unpack(packed, CODEC)["head.weight"].zero_()  # what arrives is the receiver's own
-    assert bits(unpack(packed, CODEC)) == bits(ADAPTER)
+    assert bits(unpack(pack(flat(ADAPTER), CODEC), CODEC)) == bits(ADAPTER)
+    assert pack(flat(ADAPTER), CODEC).header == packed.header
+
+
+def test_what_is_packed_is_a_copy_and_what_arrives_is_read_in_place():
+    own = flat({"head.bias": torch.ones(2)})
+    packed = pack(own, CODEC)
+    own.buffer.zero_()
+    arrived = unpack(packed, CODEC)
+    assert arrived["head.bias"].tolist() == [1, 1]
+    packed.payload[:] = 0
+    assert arrived["head.bias"].tolist() == [0, 0]
+    packed.payload.flags.writeable = False
+    assert unpack(packed, CODEC)["head.bias"].tolist() == [0, 0]
 
 
 def test_a_payload_by_hand():
@@ -84,6 +96,9 @@ def test_what_sending_would_cost_is_what_it_costs(tiny):
         "not JSON",
         "",
         "[" * 50_000,
+        '[["a",[' + "1," * 60_000 + '1],4]]',
+        '[["a",[2147483647,2147483647,2147483647,0],0]]',
+        '[["' + "a" * 2**20 + '",[1],4]]',
     ],
     ids=lambda h: h[:40],
 )
@@ -134,7 +149,7 @@ def test_the_ledger_counts_every_byte_of_the_message(send):
     line = entry("train", "up", packed.header, sum(map(len, objects.values())))
     assert line.total == sum(map(len, objects.values())) == sum(line.sizes.values())
     assert {g: line.sizes[g] for g in ("lora_a", "lora_b", "head", "backbone")} == group_bytes(packed.header)
-    assert packed.nbytes - packed.payload.nbytes < line.sizes[ENVELOPE] < 4096
+    assert line.sizes[HEADER] == packed.nbytes - packed.payload.nbytes and 0 < line.sizes[ENVELOPE] < 4096
     more = pack({"head.weight": torch.zeros(1000)}, CODEC), pack({"head.weight": torch.zeros(2000)}, CODEC)
     small, large = (sum(map(len, send(to_content({}, p))[1].values())) for p in more)
     assert large - small == 4000  # the payload travels once, as it is

@@ -8,12 +8,16 @@ request of its own.
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Callable, Mapping, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from fl.adapter import GROUPS, Adapter, group
+from fl.adapter import Adapter, group, ordered
+from fl.flat import Flat, Layout
 
 
 class WireError(ValueError):
@@ -21,14 +25,19 @@ class WireError(ValueError):
 
 
 class Codec(NamedTuple):
-    """How one float32 tensor becomes bytes: ``encode(t) -> uint8 (m,)``, ``decode(bytes, shape) -> float32``."""
+    """How one float32 tensor becomes bytes: ``encode(t) -> uint8 (m,)``, ``decode(bytes, shape) -> float32``.
+
+    ``view`` is for a codec whose bytes are the values themselves: the whole payload as float32 (n,), without a copy.
+    """
 
     name: str
     encode: Callable[[Tensor], np.ndarray]
     decode: Callable[[np.ndarray, tuple[int, ...]], Tensor]
+    view: Callable[[np.ndarray], Tensor] | None = None
 
 
-class Packed(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Packed:
     """An adapter ready to travel: its header and its payload, uint8 (n,)."""
 
     header: str
@@ -42,26 +51,40 @@ class Packed(NamedTuple):
 
 def pack(adapter: Adapter, codec: Codec) -> Packed:
     """Encode every tensor (float32, any shape) and lay the results end to end."""
-    names = sorted(adapter, key=lambda n: (GROUPS.index(group(n)), n))
+    if isinstance(adapter, Flat) and codec.view:
+        rows = tuple((name, shape, 4 * math.prod(shape)) for name, shape in adapter.layout)
+        return Packed(_header(rows), codec.encode(adapter.buffer).copy())
+    names = ordered(adapter)
     parts = [codec.encode(adapter[n]) for n in names]
-    rows = [[n, list(adapter[n].shape), p.nbytes] for n, p in zip(names, parts)]
-    return Packed(json.dumps(rows, separators=(",", ":")), np.concatenate(parts) if parts else np.zeros(0, np.uint8))
+    rows = tuple((n, tuple(adapter[n].shape), p.nbytes) for n, p in zip(names, parts))
+    return Packed(_header(rows), np.concatenate(parts) if parts else np.zeros(0, np.uint8))
+
+
+def packer(codec: Codec) -> Callable[[Adapter], Packed]:
+    """`pack` that packs an adapter once, however many clients in a row receive it."""
+    last: list = [None, None]
+
+    def once(adapter: Adapter) -> Packed:
+        if last[0] is not adapter:
+            last[:] = adapter, pack(adapter, codec)
+        return last[1]
+
+    return once
 
 
 def unpack(packed: Packed, codec: Codec) -> Adapter:
-    """The adapter that was packed. Raises WireError when header and payload do not fit each other."""
-    try:
-        rows = [(n, tuple(shape), size) for n, shape, size in json.loads(packed.header)]
-        if not all(type(n) is str and all(type(d) is int and 0 <= d < 2**31 for d in (*shape, size)) for n, shape, size in rows):
-            raise ValueError("a name, a list of sizes and a size")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise WireError(f"a header must be a JSON list of [name, shape, bytes], got {packed.header[:60]!r} ({error})") from None
+    """The adapter that was packed, a view of the payload where the codec has one.
+
+    Raises WireError when header and payload do not fit each other.
+    """
+    rows = _rows(packed.header)
     if packed.payload.dtype != np.uint8 or packed.payload.ndim != 1:
         raise WireError(f"a payload must be uint8 (n,), got {packed.payload.dtype} {packed.payload.shape}")
     if sum(size for _, _, size in rows) != packed.payload.size:
-        raise WireError(f"the header must describe all {packed.payload.size} bytes of the payload, got {sum(size for _, _, size in rows)}")
-    if len({n for n, _, _ in rows}) != len(rows):
-        raise WireError("a header must name each tensor once")
+        described = sum(size for _, _, size in rows)
+        raise WireError(f"the header must describe all {packed.payload.size} bytes of the payload, got {described}")
+    if codec.view:
+        return Flat(codec.view(packed.payload), _layout(packed.header))
     adapter, at = {}, 0
     for name, shape, size in rows:
         adapter[name] = codec.decode(packed.payload[at : at + size], shape)
@@ -71,13 +94,57 @@ def unpack(packed: Packed, codec: Codec) -> Adapter:
 
 def group_bytes(header: str) -> dict[str, int]:
     """Payload bytes of each group that the header lists."""
-    sizes: dict[str, int] = {}
-    for name, _, size in json.loads(header):
-        sizes[group(name)] = sizes.get(group(name), 0) + size
-    return sizes
+    return dict(_group_bytes(header))
 
 
 def float32_bytes(tensors: Mapping[str, Tensor]) -> int:
     """`Packed.nbytes` of these tensors in float32, without packing them: what sending them all would cost."""
-    rows = [[n, list(t.shape), 4 * t.numel()] for n, t in tensors.items()]
-    return len(json.dumps(rows, separators=(",", ":")).encode()) + sum(size for _, _, size in rows)
+    rows = tuple((n, tuple(t.shape), 4 * t.numel()) for n, t in tensors.items())
+    return len(_header(rows).encode()) + sum(size for _, _, size in rows)
+
+
+# Every message of a run has one of a few headers: each is written and read once. A stranger's are bounded before that.
+LONGEST = 2**20  # characters; a thousand tensors take a tenth of it
+
+
+@lru_cache(maxsize=64)
+def _header(rows: tuple) -> str:
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def _rows(header: str) -> list[tuple[str, tuple[int, ...], int]]:
+    if len(header) > LONGEST:
+        raise WireError(f"a header must have at most {LONGEST} characters, got {len(header)}")
+    return _rows_of(header)
+
+
+@lru_cache(maxsize=64)
+def _rows_of(header: str) -> list[tuple[str, tuple[int, ...], int]]:
+    try:
+        rows = [(n, tuple(shape), size) for n, shape, size in json.loads(header)]
+        if not all(type(n) is str and all(type(d) is int and 0 <= d < 2**31 for d in (*shape, size)) for n, shape, size in rows):
+            raise ValueError("a name, a list of sizes and a size")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WireError(f"a header must be a JSON list of [name, shape, bytes], got {header[:60]!r} ({error})") from None
+    for name, shape, _ in rows:
+        if len(shape) > 8 or math.prod(d for d in shape if d) >= 2**40:
+            raise WireError(f"a shape must have at most 8 sizes that multiply to less than 2^40, got {str(shape)[:60]} for {name[:60]}")
+    if len({n for n, _, _ in rows}) != len(rows):
+        raise WireError("a header must name each tensor once")
+    return rows
+
+
+@lru_cache(maxsize=64)
+def _layout(header: str) -> Layout:
+    for name, shape, size in _rows(header):
+        if size != 4 * math.prod(shape):
+            raise WireError(f"shape {shape} of {name} needs {4 * math.prod(shape)} bytes in float32, got {size}")
+    return tuple((name, shape) for name, shape, _ in _rows(header))
+
+
+@lru_cache(maxsize=64)
+def _group_bytes(header: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for name, _, size in json.loads(header):
+        sizes[group(name)] = sizes.get(group(name), 0) + size
+    return sizes

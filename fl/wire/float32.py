@@ -22,6 +22,10 @@ def float32() -> Codec:
     def decode(octets: np.ndarray, shape: tuple[int, ...]) -> Tensor:
         if octets.size != 4 * math.prod(shape):
             raise WireError(f"shape {shape} needs {4 * math.prod(shape)} bytes in float32, got {octets.size}")
-        return torch.from_numpy(np.frombuffer(octets.tobytes(), "<f4").astype(np.float32, copy=True)).reshape(shape)
+        return view(octets).reshape(shape)
 
-    return Codec("float32", encode, decode)
+    def view(octets: np.ndarray) -> Tensor:
+        values = np.ascontiguousarray(octets).view("<f4").astype(np.float32, copy=False)
+        return torch.from_numpy(values if values.flags.writeable and values.flags.aligned else values.copy())
+
+    return Codec("float32", encode, decode, view)

@@ -7,11 +7,11 @@ from typing import Mapping, NamedTuple
 
 from fl.wire.flat import group_bytes
 
-ENVELOPE = "envelope"  # header, facts, and what the transport adds
+HEADER, ENVELOPE = "header", "envelope"  # the adapter's header; facts, and what the transport adds
 
 
 class Entry(NamedTuple):
-    """One message: ``kind`` is train or evaluate, ``way`` is down or up, ``sizes`` are bytes by group and envelope."""
+    """One message: ``kind`` is train or evaluate, ``way`` is down or up, ``sizes`` are bytes by group, header and envelope."""
 
     kind: str
     way: str
@@ -24,8 +24,8 @@ class Entry(NamedTuple):
 
 
 def entry(kind: str, way: str, header: str, total: int) -> Entry:
-    """Split a message of ``total`` bytes by the groups that its ``header`` lists; the rest is envelope."""
-    sizes = group_bytes(header) if header else {}
+    """Split a message of ``total`` bytes by the groups that its ``header`` lists; the rest is header and envelope."""
+    sizes = group_bytes(header) | {HEADER: len(header.encode())} if header else {}
     return Entry(kind, way, sizes | {ENVELOPE: total - sum(sizes.values())})
 
 

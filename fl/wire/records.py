@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import InflatableObject, no_object_id_recompute
 
 from fl.wire.flat import Packed, WireError
 
 ADAPTER, FACTS = "adapter", "facts"
+_ARRAYS: WeakKeyDictionary[Packed, Array] = WeakKeyDictionary()  # one adapter for all clients is serialised once
 
 
 def to_content(facts: dict[str, Any], packed: Packed | None = None) -> RecordDict:
@@ -19,7 +21,9 @@ def to_content(facts: dict[str, Any], packed: Packed | None = None) -> RecordDic
     content = RecordDict({FACTS: ConfigRecord({"json": json.dumps(facts, separators=(",", ":"))})})
     if packed is not None:
         content[FACTS]["header"] = packed.header
-        content[ADAPTER] = ArrayRecord({"flat": Array(packed.payload)})
+        if packed not in _ARRAYS:
+            _ARRAYS[packed] = Array(packed.payload)
+        content[ADAPTER] = ArrayRecord({"flat": _ARRAYS[packed]})
     return content
 
 
@@ -47,4 +51,9 @@ def packed_of(message: Message) -> Packed:
 
 def serialised_bytes(message: Message) -> int:
     """Bytes of the message as Flower sends it: the sum over its serialised objects, without HTTP and TLS."""
-    return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+    with no_object_id_recompute():  # or every object would be hashed again for each one above it
+        return _bytes(message)
+
+
+def _bytes(part: InflatableObject) -> int:
+    return len(part.deflate()) + sum(map(_bytes, (part.children or {}).values()))

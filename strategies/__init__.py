@@ -7,7 +7,7 @@ A strategy is a record of pure functions. The smallest one, the plain mean, read
             linear=True,
             init=lambda adapter: adapter,
             ask=lambda state, round, client: (recipe, state),
-            apply=lambda state, round, updates: add(state, mean([u.adapter for u in updates], [u.examples for u in updates])),
+            apply=lambda state, round, updates: move(state, average((u.adapter, u.examples) for u in updates)),
             view=lambda state: state,
         )
 
@@ -16,7 +16,7 @@ and ``conf/strategy/<name>.yaml`` names its builder. Whatever drives it (the pla
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, NamedTuple
 
 from fl.adapter import Adapter
 from fl.recipe import Recipe
@@ -32,7 +32,10 @@ class ClientInfo(NamedTuple):
 
 
 class Update(NamedTuple):
-    """One client's answer: the *difference* of its trained adapter from what it received, and how many images made it."""
+    """One client's answer: the *difference* of its trained adapter from what it received, and how many images made it.
+
+    It holds the tensors of the recipe's ``groups``: all of them unless `Strategy.ask` chose some.
+    """
 
     client: int
     adapter: Adapter
@@ -41,17 +44,21 @@ class Update(NamedTuple):
 
 
 class Strategy(NamedTuple):
-    """A federated algorithm as five fields.
+    """A federated algorithm as five fields and a number.
 
     ``linear``: the server needs only weighted sums of fixed-shape uploads (so that they may be blinded).
     ``init(adapter)``: the first state, from the adapter that every client starts with.
     ``ask(state, round, client)``: the recipe, and the adapter that this client receives.
-    ``apply(state, round, updates)``: the next state; updates arrive sorted by client and must not be changed.
+    ``apply(state, round, updates)``: the next state; updates come one by one, sorted by client, and must not be changed.
+    What is added as it comes takes one buffer, whatever the number of clients; who needs all at once says
+    ``list(updates)``.
     ``view(state)``: the global adapter, to evaluate and to keep.
+    ``fewest``: clients that a round must have for ``apply`` to make sense.
     """
 
     linear: bool
     init: Callable[[Adapter], State]
     ask: Callable[[State, int, ClientInfo], tuple[Recipe, Adapter]]
-    apply: Callable[[State, int, Sequence[Update]], State]
+    apply: Callable[[State, int, Iterable[Update]], State]
     view: Callable[[State], Adapter]
+    fewest: int = 1

@@ -7,7 +7,7 @@ The mean of factors is not the mean of products: mean(B_k) mean(A_k) differs fro
 
 from __future__ import annotations
 
-from fl.adapter import add, mean
+from fl.adapter import average, move
 from fl.recipe import Recipe
 from strategies import Strategy
 
@@ -16,7 +16,7 @@ def fedavg(recipe: Recipe) -> Strategy:
     """The example-weighted mean of the updates, every client under the same ``recipe``."""
 
     def apply(state, round, updates):
-        return add(state, mean([u.adapter for u in updates], [u.examples for u in updates]))
+        return move(state, average((u.adapter, u.examples) for u in updates))
 
     return Strategy(
         linear=True,

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import get_object
 
-from fl.adapter import add
-from fl.config import CONF, build, load
+from fl.adapter import group, move, part
+from fl.config import CONF, ConfigError, build, load
 from fl.recipe import Recipe
 from strategies import ClientInfo, Update
 from strategies.gate import Refused, admit
-from strategies.history import Evaluation, history_row, totals
-from strategies.plan import cohort, evaluates, orders
+from strategies.history import Evaluation, client_row, history_row, totals
+from strategies.plan import cohort, enough, evaluates, orders
 from strategies.rollcall import MUST_AGREE, Roll, RollCallError, agree
 
-NAMES = ("blocks.0.attn.qkv.q.lora_a.weight", "blocks.0.attn.qkv.q.lora_b.weight", "head.weight")
+A, B, HEAD = "blocks.0.attn.qkv.q.lora_a.weight", "blocks.0.attn.qkv.q.lora_b.weight", "head.weight"
+SHAPES = {A: (2, 3), B: (4, 2), HEAD: (2, 3)}
+NAMES = tuple(SHAPES)
 EVERY = sorted(p.stem for p in (CONF / "strategy").glob("*.yaml"))
 
 
 def adapter(seed: int) -> dict[str, torch.Tensor]:
     stream = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(2, 3, generator=stream) for name in NAMES}
+    return {name: torch.randn(shape, generator=stream) for name, shape in SHAPES.items()}
 
 
 def update(client: int, values: dict, examples: int = 10) -> Update:
     return Update(client, values, examples, {"loss": 1.0, "steps": 3, "seconds": 0.5})
+
+
+def crowd(n: int) -> list[Update]:
+    return [update(i, adapter(i + 1), 5 * i + 1) for i in range(n)]
 
 
 def of_the_readme():
@@ -36,53 +46,111 @@ def of_the_readme():
     assert len(code.splitlines()) <= 25
     names: dict = {}
     exec(code, names)
-    return names["fedavgm"](load("").recipe)
+    return names["lookahead"](load("").recipe)
 
 
 @pytest.fixture(params=[*EVERY, "README"])
 def strategy(request):
+    """Every strategy as its YAML has it."""
     if request.param == "README":
         return of_the_readme()
     config = load(f"strategy={request.param}")
     return build(config.strategy, recipe=config.recipe)
 
 
+@pytest.fixture(params=[*EVERY, "README"])
+def neutral(request):
+    """Every strategy, set so that the server does nothing to an update on which all agree; told by the settings it takes.
+
+    An adaptive server takes ``rates`` and moves a coordinate by its rate, not by what the clients found: with no memory, a
+    floor tau far above any update and a rate to undo it (v stays tau^2, so that sqrt(v) + tau = 2 tau) it must be the plain
+    mean. One that cuts a product's ``energy`` must keep it whole when it is to keep all.
+    """
+    if request.param == "README":
+        return of_the_readme()
+    config = load(f"strategy={request.param}")
+    takes = inspect.signature(get_object(config.strategy["_target_"])).parameters
+    change = {"rates": {}, "rate": 2e8, "tau": 1e8, "beta1": 0.0, "beta2": 1 - 1e-12} if "rates" in takes else {"energy": 1.0}
+    return build(config.strategy | {name: value for name, value in change.items() if name in takes}, recipe=config.recipe)
+
+
+def asked(strategy, start: dict, values: dict) -> tuple[dict, dict]:
+    """What a client receives in round 1, and of ``values`` what it would send back."""
+    recipe, given = strategy.ask(strategy.init(start), 1, ClientInfo(0, 10))
+    return given, {name: tensor for name, tensor in values.items() if not recipe.groups or group(name) in recipe.groups}
+
+
 def one_round(strategy, start: dict, updates: list[Update]) -> dict:
-    return strategy.view(strategy.apply(strategy.init(start), 1, updates))
+    sent = [u._replace(adapter=asked(strategy, start, u.adapter)[1]) for u in updates]
+    return strategy.view(strategy.apply(strategy.init(start), 1, sent))
+
+
+def fewest(strategy) -> int:
+    """How many clients a round must have: one, unless the strategy itself says otherwise when it gets one."""
+    try:
+        one_round(strategy, adapter(0), crowd(1))
+    except ConfigError as error:
+        return int(re.search(r"needs (?:at least )?(\d+) clients in a round, got 1; ", str(error))[1])
+    return 1
+
+
+def effect(adapter: dict) -> dict:
+    """What the model sees: the product of the factors, in whatever axes they come, and the rest."""
+    return {"product": adapter[B] @ adapter[A], "head": adapter[HEAD]}
 
 
 def same(a: dict, b: dict) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(effect(a), effect(b), rtol=1e-5, atol=3e-6)
 
 
 def test_there_is_a_strategy_to_hold_to_the_laws():
     assert "fedavg" in EVERY
 
 
-def test_one_client_returns_its_own_update(strategy):
-    same(one_round(strategy, adapter(0), [update(0, adapter(1))]), add(adapter(0), adapter(1)))
+def test_one_client_returns_its_own_update_where_one_is_enough(neutral):
+    if fewest(neutral) == 1:
+        same(one_round(neutral, adapter(0), crowd(1)), move(*asked(neutral, adapter(0), adapter(1))))
+
+
+def test_a_rule_that_needs_more_clients_works_with_as_many_as_it_says_and_no_fewer(strategy):
+    least = fewest(strategy)
+    one_round(strategy, adapter(0), crowd(least))
+    for too_few in range(1, least):
+        with pytest.raises(ConfigError, match=f"needs (at least )?{least} clients in a round, got {too_few}; raise clients or fraction"):
+            one_round(strategy, adapter(0), crowd(too_few))
 
 
 def test_the_order_of_clients_does_not_matter(strategy):
-    updates = [update(i, adapter(i + 1), 5 * i + 1) for i in range(4)]
+    updates = crowd(max(4, fewest(strategy)))
     relabelled = [update(i, u.adapter, u.examples) for i, u in enumerate(reversed(updates))]
     same(one_round(strategy, adapter(0), updates), one_round(strategy, adapter(0), relabelled))
 
 
-def test_identical_clients_are_a_fixed_point(strategy):
-    same(one_round(strategy, adapter(0), [update(i, adapter(7), i + 1) for i in range(3)]), add(adapter(0), adapter(7)))
+def test_identical_clients_are_a_fixed_point(neutral):
+    updates = [update(i, adapter(7), i + 1) for i in range(max(3, fewest(neutral)))]
+    same(one_round(neutral, adapter(0), updates), move(*asked(neutral, adapter(0), adapter(7))))
 
 
-def test_names_and_shapes_are_kept(strategy):
-    after = one_round(strategy, adapter(0), [update(0, adapter(1)), update(1, adapter(2))])
-    assert {n: t.shape for n, t in after.items()} == {n: t.shape for n, t in adapter(0).items()}
+def test_a_round_in_which_nobody_moved_changes_nothing(neutral):
+    still = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    same(one_round(neutral, adapter(0), [update(i, still, i + 1) for i in range(max(3, fewest(neutral)))]), adapter(0))
 
 
-def test_inputs_are_not_changed(strategy):
-    start, updates = adapter(0), [update(0, adapter(1)), update(1, adapter(2))]
+def test_names_shapes_and_dtypes_are_kept(strategy):
+    after = one_round(strategy, adapter(0), crowd(max(2, fewest(strategy))))
+    assert {n: (t.shape, t.dtype) for n, t in after.items()} == {n: (t.shape, t.dtype) for n, t in adapter(0).items()}
+    assert list(after) == list(NAMES)
+
+
+def test_inputs_and_states_are_not_changed(strategy):
+    start, updates = adapter(0), crowd(max(2, fewest(strategy)))
     one_round(strategy, start, updates)
     assert all(torch.equal(start[n], adapter(0)[n]) for n in NAMES)
     assert all(torch.equal(u.adapter[n], adapter(i + 1)[n]) for i, u in enumerate(updates) for n in NAMES)
+    state = strategy.init(start)
+    sent = [u._replace(adapter=asked(strategy, start, u.adapter)[1]) for u in updates]
+    once, twice = (strategy.view(strategy.apply(state, 1, sent)) for _ in range(2))
+    assert all(torch.equal(once[n], twice[n]) for n in NAMES)
 
 
 def test_no_updates_is_an_error(strategy):
@@ -97,8 +165,20 @@ def test_what_is_declared_linear_follows_from_weighted_sums_alone(strategy):
     halves = [update(i, adapter(1), 15) for i in range(2)]  # the same sums, from other clients
     same(one_round(strategy, adapter(0), one), one_round(strategy, adapter(0), halves))
     mixed = [update(0, adapter(1), 1), update(1, adapter(2), 3)]
+    mixed[0].metrics["steps"] = 9  # the sums hold no metrics
     total = {n: (adapter(1)[n] + 3 * adapter(2)[n]) / 4 for n in NAMES}
     same(one_round(strategy, adapter(0), mixed), one_round(strategy, adapter(0), [update(0, total, 4)]))
+
+
+def test_what_works_on_factors_says_so_before_anybody_trains_where_there_are_none(strategy):
+    start = {HEAD: torch.zeros(2, 3)}
+    sent = [update(i, {HEAD: torch.ones(2, 3)}) for i in range(max(2, fewest(strategy)))]
+    try:
+        state = strategy.init(start)
+    except ConfigError as error:
+        assert "choose method=lora_patch, method=melo or strategy=fedavg" in str(error)
+    else:
+        assert list(strategy.view(strategy.apply(state, 1, sent))) == [HEAD]
 
 
 def test_fedavg_weighs_by_examples():
@@ -139,14 +219,37 @@ def test_the_gate_names_the_client_and_the_reason(spoil, says):
     values = adapter(1)
     spoil(values)
     with pytest.raises(Refused, match=f"client 4: .*{says}"):
-        admit(update(4, values), adapter(0))
+        admit(update(4, values), adapter(0), ClientInfo(4, 10))
 
 
-def test_the_gate_lets_a_good_update_pass_unchanged_and_refuses_one_of_no_examples():
+INFO = ClientInfo(1, 10)
+
+
+def test_the_gate_lets_a_good_update_pass_unchanged():
     good = update(1, adapter(1))
-    assert admit(good, adapter(0)) is good
-    with pytest.raises(Refused, match="at least 1 example"):
-        admit(update(1, adapter(1), 0), adapter(0))
+    assert admit(good, adapter(0), INFO) is good
+
+
+@pytest.mark.parametrize("examples", [0, 9, 10**30])
+def test_the_gate_wants_the_count_of_the_roll_call(examples):
+    with pytest.raises(Refused, match="client 1: an update must be of the 10 images of the roll call"):
+        admit(update(1, adapter(1), examples), adapter(0), INFO)
+
+
+@pytest.mark.parametrize("metrics", [{"loss": math.nan}, {"seconds": math.inf}, {"steps": -1}, {"steps": 0}, {"steps": 1e-30}], ids=str)
+def test_the_gate_wants_metrics_that_can_be(metrics):
+    good = update(1, adapter(1))
+    with pytest.raises(Refused, match="client 1: (metrics must be finite|an update needs at least 1 step)"):
+        admit(good._replace(metrics=good.metrics | metrics), adapter(0), INFO)
+
+
+def test_the_gate_wants_exactly_the_groups_that_were_asked():
+    good = update(1, {name: tensor for name, tensor in adapter(1).items() if name != A})
+    assert admit(good, part(adapter(0), ("lora_b", "head", "patch_embed")), INFO) is good  # a group that the method has not is no lack
+    with pytest.raises(Refused, match=f"client 1: .*'{A}' is missing"):
+        admit(good, adapter(0), INFO)
+    with pytest.raises(Refused, match=f"client 1: .*'{B}' is unexpected"):
+        admit(good, part(adapter(0), ("head",)), INFO)
 
 
 def roll(client: int, of: int = 3, **changed: str) -> Roll:
@@ -179,13 +282,40 @@ def test_the_roll_call_wants_every_client_once_with_the_servers_code(rolls, says
 
 
 def test_accuracy_is_the_exact_mean_over_disjoint_shards():
-    row = history_row(1, [update(0, adapter(1), 1), update(1, adapter(2), 3)], [Evaluation(0, 2.0, 1, 1), Evaluation(1, 6.0, 1, 3)], [], 9.0)
+    rows = [client_row(update(0, adapter(1), 1)), client_row(update(1, adapter(2), 3))]
+    row = history_row(1, rows, [Evaluation(0, 2.0, 1, 1), Evaluation(1, 6.0, 1, 3)], [], 9.0)
     assert (row["accuracy"], row["loss"], row["train_loss"], row["train_seconds"]) == (0.5, 2.0, 1.0, 1.0)
 
 
 def test_the_ratio_counts_both_ways():
-    row = {"train_seconds": 1.0, "bytes": {"train down": {"total": 30, "messages": 1}, "train up": {"total": 10, "messages": 1}}}
-    assert totals([row, row], full_bytes=90, envelope=10)["ratio_to_full_fedavg"] == pytest.approx((30 + 10) / 200)
+    sizes = {"train down": {"total": 30, "messages": 1}, "train up": {"total": 20, "header": 5, "envelope": 10, "messages": 1}}
+    row = {"train_seconds": 1.0, "bytes": sizes}
+    assert totals([row, row], full_bytes=90)["ratio_to_full_fedavg"] == pytest.approx((30 + 20) / 200)
+
+
+def test_updates_are_read_one_at_a_time_and_to_the_end(strategy):
+    came = []
+
+    def stream():
+        for one in crowd(number):
+            came.append(one.client)
+            yield one
+
+    number = max(3, fewest(strategy))
+    strategy.apply(strategy.init(adapter(0)), 1, stream())
+    assert came == list(range(number))
+
+
+def test_a_strategy_says_beforehand_how_many_clients_a_round_must_have(strategy):
+    assert strategy.fewest == fewest(strategy)
+
+
+def test_too_few_clients_for_a_rule_are_refused_before_anybody_trains():
+    config = load("strategy=krum strategy.attackers=2 fraction=0.5")
+    strategy = build(config.strategy, recipe=config.recipe)
+    enough(strategy, config, 14)
+    with pytest.raises(ConfigError, match="krum needs at least 7 clients in a round, got 6; raise clients or fraction"):
+        enough(strategy, config, 12)
 
 
 def test_strategies_live_one_to_a_file():

@@ -1,0 +1,21 @@
+"""FFA-LoRA (Sun et al., arXiv 2403.12313): A stays as it was drawn, B trains; half of LoRA's bytes go up.
+
+    B <- sum_k p_k B_k        and with one A for all    sum_k p_k B_k A = B A: the mean of factors is the mean of products
+
+The update stays in the row space of the first A, so its draw matters: ``orthonormal`` replaces A by orthonormal rows of the
+same space, once and with the function unchanged, which no draw can make lopsided. A still goes down with every round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fl.recipe import Recipe
+from strategies import Strategy, factors
+from strategies.fedavg import fedavg
+
+
+def ffa_lora(recipe: Recipe, orthonormal: bool = True) -> Strategy:
+    """`fedavg` of all but A."""
+    init = factors.orthonormal if orthonormal else factors.required
+    return fedavg(replace(recipe, groups=factors.all_but("lora_a")))._replace(init=init)

@@ -70,7 +70,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     """Markdown: one row for each cell but for its seed; mean ± sample sd of the accuracy in percent, and n."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
-        words = [w for w in line["cell"].split() if not w.startswith("seed=")]
+        words = sorted(w for w in line["cell"].split() if not w.startswith("seed="))
         groups.setdefault(" ".join(words), []).append(line)
     common = set.intersection(*(set(name.split()) for name in groups))
     rows = ["| cell | accuracy % | seeds | trained | bytes of full FedAvg | s |", "|---|---|---|---|---|---|"]

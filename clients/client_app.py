@@ -116,7 +116,8 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """One round of training: the difference, the number of images, what the training was like."""
     facts = facts_of(message)
     received = unpack(packed_of(message), float32())
-    update, examples, metrics = local.train(client, int(facts["round"]), Recipe.from_json(facts["recipe"]), received)
+    recipe, scored = Recipe.from_json(facts["recipe"]), bool(facts["scored"])
+    update, examples, metrics = local.train(client, int(facts["round"]), recipe, received, scored)
     return {"examples": examples, "metrics": metrics}, pack(update, float32())
 
 

@@ -134,11 +134,11 @@ def open_client(config: Config, index: int, of: int) -> Client:
     return client
 
 
-def train(client: Client, round: int, recipe: Recipe, received: Adapter) -> tuple[Adapter, int, dict[str, float]]:
+def train(client: Client, round: int, recipe: Recipe, received: Adapter, scored: bool = False) -> tuple[Adapter, int, dict[str, float]]:
     """Train from ``received`` as ``recipe`` asks.
 
-    Returns the difference from ``received`` of what trained, in plain order, the number of images, and metrics (loss,
-    steps, seconds).
+    Returns the difference from ``received`` of what trained, in plain order, the number of images, and metrics: loss,
+    steps, seconds, and where the client's own model is to be ``scored`` on its shard own_loss, own_correct, own_examples.
     """
     began = time.monotonic()
     start = _absorb(client, received)
@@ -151,8 +151,11 @@ def train(client: Client, round: int, recipe: Recipe, received: Adapter) -> tupl
             fitted = fit(client.bench.model, client.train, recipe, stream, None, client.bench.forward)
         trained = adapters.read(client.bench.model)
     update = _release(client, adapters.sub(trained, adapters.part(start, recipe.groups)))
-    seconds = time.monotonic() - began
-    return update, len(client.split.train[client.index]), {"loss": fitted.loss, "steps": fitted.steps, "seconds": seconds}
+    metrics = {"loss": fitted.loss, "steps": fitted.steps, "seconds": time.monotonic() - began}
+    if scored:
+        own = evaluate(client.bench.model, client.held, client.bench.forward)
+        metrics |= {f"own_{name}": value for name, value in own._asdict().items()}
+    return update, len(client.split.train[client.index]), metrics
 
 
 def score(client: Client, received: Adapter) -> Score:

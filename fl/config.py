@@ -54,6 +54,8 @@ class Config(BaseModel):
     evaluate_every: int = Field(ge=1)          # rounds; the last round is always evaluated
     evaluate_on: Literal["test", "validation"]
     validation: float = Field(ge=0, lt=1)      # share of each client's training images held out
+    personal: bool                             # evaluate each client's own model, too
+    diagnostics: int = Field(ge=0)             # clients in a round, at most, whose updates are compared
     start: Literal["keyed", "public"]
     step: Literal["lean", "plain"]
     precision: Literal["auto", "float32", "bfloat16"]
@@ -106,7 +108,7 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that two parties share exactly when they compute the same run (places may differ)."""
-        shared = self.model_dump(exclude={"key", "output", "engine", "device", "nodes", "keep", "wait", "timeout"})
+        shared = self.model_dump(exclude={"key", "output", "engine", "diagnostics", "device", "nodes", "keep", "wait", "timeout"})
         for part, local in (("data", "root"), ("model", "weights")):
             shared[part] = {k: v for k, v in shared[part].items() if k != local}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]

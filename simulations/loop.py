@@ -25,8 +25,8 @@ from fl.wire.float32 import float32
 from fl.wire.ledger import entry
 from strategies import ClientInfo, Update
 from strategies.gate import Refused, admit
-from strategies.history import Evaluation, client_row, history_row, totals
-from strategies.plan import cohort, enough, evaluates, orders
+from strategies.history import Evaluation, Watch, history_row, totals
+from strategies.plan import cohort, enough, evaluates, orders, scores_own
 from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
 
 
@@ -45,23 +45,23 @@ def run(config: Config, journal: Journal) -> dict:
     enough(strategy, config, number)
     journal.begin()
     local.keepsakes(clients[0], journal.folder)
-    infos = [ClientInfo(roll.client, roll.train) for roll in rolls]
+    infos = [ClientInfo(roll.client, roll.train, roll.evaluate) for roll in rolls]
     state = strategy.init(clients[0].bench.start)
 
     for round in range(1, config.rounds + 1):
-        began, ledger, rows = time.monotonic(), [], []
+        began, ledger, members = time.monotonic(), [], cohort(config, round, number)
+        watch = Watch(few=len(members) <= config.diagnostics)
 
         def updates() -> Iterator[Update]:
-            for i in cohort(config, round, number):
+            for i in members:
                 journal.progress(f"round {round}/{config.rounds}: client {i} of {number} trains")
                 recipe, given = orders(strategy, config, state, round, infos[i])
                 down = pack_once(given)
-                adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec))
+                adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec), scores_own(config, round))
                 up = pack(adapter, codec)
                 update = admit(Update(i, unpack(up, codec), examples, metrics), part(given, recipe.groups), infos[i])
                 ledger.extend((entry("train", "down", down.header, down.nbytes), entry("train", "up", up.header, up.nbytes)))
-                rows.append(client_row(update))
-                yield update
+                yield watch.see(given, update)
 
         state = strategy.apply(state, round, updates())
 
@@ -70,7 +70,7 @@ def run(config: Config, journal: Journal) -> dict:
             down = pack_once(strategy.view(state))
             scores = [Evaluation(c.index, *local.score(c, unpack(down, codec))) for c in clients]
             ledger += [entry("evaluate", "down", down.header, down.nbytes) for _ in clients]
-        journal.round(history_row(round, rows, scores, ledger, time.monotonic() - began))
+        journal.round(history_row(round, watch, scores, ledger, time.monotonic() - began))
 
     return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), strategy.view(state))
 

@@ -25,10 +25,11 @@ State = Any
 
 
 class ClientInfo(NamedTuple):
-    """What the server knows of a client: its number and how many images it trains on."""
+    """What the server knows of a client: its number, how many images it trains on, and how many it is evaluated on."""
 
     client: int
     examples: int
+    held: int = 0
 
 
 class Update(NamedTuple):

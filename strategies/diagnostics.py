@@ -4,7 +4,7 @@
     best_error      the same for the best product of rank r: what any strategy of rank r must lose
     effective_rank  exp(entropy of S / sum S), S the singular values of sum_k p_k B_k A_k (Roy & Vetterli 2007), mean
     drift           sqrt(sum_k p_k |u_k - u|^2) / |u|, u the mean update, over all tensors: how far clients go apart
-    modules         how many products there are
+    modules         how many products there are; without any, there is only drift
 
 The difference of the first line is sum_k p_k (B_k - mean(B)) (A_k - mean(A)): no cancellation. All is done on the small
 cores of `strategies.factors`; a d x d product is never formed.
@@ -13,21 +13,26 @@ cores of `strategies.factors`; a d x d product is never formed.
 from __future__ import annotations
 
 import math
-from typing import Iterable
+from typing import Sequence
 
 import torch
 
-from fl.adapter import Adapter, mean, move, norm, sub
+from fl.adapter import Adapter, group, mean, move, norm, sub
 from strategies import Update
 from strategies.factors import cores, pairs, stack
 
 
-def diagnose(given: Adapter, updates: Iterable[Update]) -> dict[str, float]:
-    """The numbers above, from what the clients received and their updates; a frozen factor may be missing in these."""
-    updates = list(updates)
-    weights = [u.examples for u in updates]
-    step = mean([u.adapter for u in updates], weights)
-    trained, middle = [move(given, u.adapter) for u in updates], move(given, step)
+def diagnose(answers: Sequence[tuple[Adapter, Update]]) -> dict[str, float]:
+    """The numbers above, from what each client received and its update; a frozen factor may be missing in this."""
+    weights = [u.examples for _, u in answers]
+    step = mean([u.adapter for _, u in answers], weights)
+    far = sum(w * norm(sub(u.adapter, step)) ** 2 for w, (_, u) in zip(weights, answers)) / sum(weights)
+    drift = {"drift": ratio(math.sqrt(far), norm(step))}
+    given = answers[0][0]
+    if not any(group(name) == "lora_a" for name in given):
+        return drift
+    trained = [move(received, u.adapter) for received, u in answers]
+    middle = mean(trained, weights)
     apart = [sub(t, middle) for t in trained]
     whole = lost = beyond = rank = 0.0
     modules = pairs(given)
@@ -37,12 +42,10 @@ def diagnose(given: Adapter, updates: Iterable[Update]) -> dict[str, float]:
         beyond += float(s[len(given[a]) :].square().sum())
         lost += float(cores(*stack(apart, weights, a, b))[1].square().sum())
         rank += effective_rank(s) / len(modules)
-    spread = sum(w * norm(sub(u.adapter, step)) ** 2 for u, w in zip(updates, weights)) / sum(weights)
-    return {
+    return drift | {
         "product_error": ratio(math.sqrt(lost), math.sqrt(whole)),
         "best_error": ratio(math.sqrt(beyond), math.sqrt(whole)),
         "effective_rank": rank,
-        "drift": ratio(math.sqrt(spread), norm(step)),
         "modules": len(modules),
     }
 

@@ -18,15 +18,16 @@ from fl.adapter import Adapter, digest, part
 from fl.config import Config, build
 from fl.journal import Journal
 from fl.provenance import code_digest
+from fl.recipe import Recipe
 from fl.wire.flat import Codec, Packed, WireError, packer, unpack
 from fl.wire.float32 import float32
 from fl.wire.ledger import Entry, entry
 from fl.wire.records import facts_of, packed_of, serialised_bytes, to_content
 from strategies import ClientInfo, Update
 from strategies.exchange import POLL, RunFailed, exchange
-from strategies.gate import admit
-from strategies.history import Evaluation, client_row, history_row, totals
-from strategies.plan import cohort, enough, evaluates, orders
+from strategies.gate import ALWAYS, OWN, admit
+from strategies.history import Evaluation, Watch, history_row, totals
+from strategies.plan import cohort, enough, evaluates, orders, scores_own
 from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
 
 
@@ -42,19 +43,20 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     enough(strategy, config, len(nodes))
     journal.begin()
     number = {node: client for client, node in nodes.items()}
-    infos = {roll.client: ClientInfo(roll.client, roll.train) for roll in rolls}
+    infos = {roll.client: ClientInfo(roll.client, roll.train, roll.evaluate) for roll in rolls}
     state = strategy.init(starting_adapter(grid, config, nodes[0], rolls[0], before))
 
     for round in range(1, config.rounds + 1):
-        began, ledger, rows, asked, messages = time.monotonic(), [], [], {}, []
-        for client in cohort(config, round, len(nodes)):
-            recipe, given = orders(strategy, config, state, round, infos[client])
-            facts = {"round": round, "recipe": recipe.to_json()}
+        began, ledger, asked, messages = time.monotonic(), [], {}, []
+        members = cohort(config, round, len(nodes))
+        watch = Watch(few=len(members) <= config.diagnostics)
+        for client in members:
+            asked[client] = recipe, given = orders(strategy, config, state, round, infos[client])
+            facts = {"round": round, "recipe": recipe.to_json(), "scored": scores_own(config, round)}
             messages.append(message("train", nodes[client], round, facts, pack_once(given)))
-            asked[client] = part(given, recipe.groups)
             ledger.append(weigh("train", "down", messages[-1]))
         replies = exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} training")
-        state = strategy.apply(state, round, updates_of(replies, number, infos, asked, codec, rows, ledger))
+        state = strategy.apply(state, round, updates_of(replies, number, infos, asked, codec, watch, ledger))
 
         scores: list[Evaluation] = []
         if evaluates(config, round):
@@ -64,7 +66,7 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
             for reply in exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} evaluating"):
                 scores.append(evaluation_of(rolls[number[reply.metadata.src_node_id]], reply))
                 ledger.append(weigh("evaluate", "up", reply))
-        journal.round(history_row(round, rows, scores, ledger, time.monotonic() - began))
+        journal.round(history_row(round, watch, scores, ledger, time.monotonic() - began))
 
     return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, before), strategy.view(state))
 
@@ -73,21 +75,22 @@ def updates_of(
     replies: Iterable[Message],
     number: Mapping[int, int],
     infos: Mapping[int, ClientInfo],
-    asked: Mapping[int, Adapter],
+    asked: Mapping[int, tuple[Recipe, Adapter]],
     codec: Codec,
-    rows: list[dict[str, Any]],
+    watch: Watch,
     ledger: list[Entry],
 ) -> Iterator[Update]:
-    """The admitted updates in ``replies``, one at a time; what is kept of each goes to ``rows`` and ``ledger``.
+    """The admitted updates in ``replies``, one at a time; what is kept of each goes to ``watch`` and ``ledger``.
 
-    ``asked`` holds for each client tensors like those that it was asked for, ``infos`` what it said of itself. Raises
-    RunFailed and Refused, which name the client.
+    ``asked`` holds for each client what it was asked and given, ``infos`` what it said of itself. Raises RunFailed and
+    Refused, which name the client.
     """
     for reply in replies:
         update = update_of(number[reply.metadata.src_node_id], reply, codec)
-        rows.append(client_row(admit(update, asked[update.client], infos[update.client])))
+        recipe, given = asked[update.client]
+        admit(update, part(given, recipe.groups), infos[update.client])
         ledger.append(weigh("train", "up", reply))
-        yield update
+        yield watch.see(given, update)
 
 
 def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry]) -> tuple[dict[int, int], list[Roll]]:
@@ -152,7 +155,7 @@ def update_of(client: int, reply: Message, codec: Codec) -> Update:
     """The update in a reply. Raises RunFailed, naming the client, when there is none that can be read."""
     try:
         facts = facts_of(reply)
-        metrics = {name: float(facts["metrics"][name]) for name in ("loss", "steps", "seconds")}
+        metrics = {name: float(facts["metrics"][name]) for name in (*ALWAYS, *(OWN if "own_loss" in facts["metrics"] else ()))}
         return Update(client, unpack(packed_of(reply), codec), int(facts["examples"]), metrics)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunFailed(f"client {client}: an update must hold an adapter, examples and metrics ({error})") from None

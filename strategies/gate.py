@@ -11,6 +11,9 @@ from torch import Tensor
 from fl.adapter import check_like
 from strategies import ClientInfo, Update
 
+ALWAYS = ("loss", "steps", "seconds")
+OWN = ("own_loss", "own_correct", "own_examples")  # of the client's own model, where it was asked to score it
+
 
 class Refused(ValueError):
     """An update that must not be aggregated; it names the client and the reason."""
@@ -19,7 +22,7 @@ class Refused(ValueError):
 def admit(update: Update, like: Mapping[str, Tensor], info: ClientInfo) -> Update:
     """``update`` itself, if it is one of the client that ``info`` describes.
 
-    Its names, shapes and dtypes are those of ``like``, its values finite, its count of images the one of the roll call.
+    Its names, shapes and dtypes are those of ``like``, its values finite, its counts of images those of the roll call.
     Raises Refused.
     """
     try:
@@ -37,4 +40,7 @@ def admit(update: Update, like: Mapping[str, Tensor], info: ClientInfo) -> Updat
         raise Refused(
             f"client {update.client}: an update must be of the {info.examples} images of the roll call, got {update.examples}"
         )
+    correct, own = (update.metrics.get(f"own_{name}", 0) for name in ("correct", "examples"))
+    if not correct <= own or own not in (0, info.held):
+        raise Refused(f"client {update.client}: its own model's score must be of its {info.held} images, got {correct:.0f} of {own:.0f}")
     return update

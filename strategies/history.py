@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Mapping, NamedTuple, Sequence
 
-from fl.adapter import norms
+import torch
+
+from fl.adapter import Adapter, norms
 from fl.wire.ledger import ENVELOPE, Entry, summarise
 from strategies import Update
+from strategies.diagnostics import diagnose
 
 
 class Evaluation(NamedTuple):
@@ -19,19 +22,31 @@ class Evaluation(NamedTuple):
     examples: int
 
 
-def client_row(update: Update) -> dict[str, Any]:
-    """What is kept of one update when it has been added: everything but its tensors."""
-    return {"client": update.client, "examples": update.examples, **update.metrics, "norms": norms(update.adapter)}
+class Watch:
+    """What is kept of a round's updates as they pass: of each a row, and of a round of ``few`` all, to compare them."""
+
+    def __init__(self, few: bool) -> None:
+        self.few = few
+        self.rows: list[dict[str, Any]] = []
+        self.kept: list[tuple[Adapter, Update]] = []
+
+    def see(self, given: Adapter, update: Update) -> Update:
+        """Keep what is to be kept of the ``update`` of what was ``given``, and hand it on."""
+        self.rows.append({"client": update.client, "examples": update.examples, **update.metrics, "norms": norms(update.adapter)})
+        if self.few:
+            self.kept.append((given, update))
+        return update
 
 
-def history_row(
-    round: int, clients: Sequence[dict[str, Any]], evaluations: Sequence[Evaluation], ledger: Sequence[Entry], seconds: float
-) -> dict[str, Any]:
-    """One round as a JSON object, from a `client_row` for each update.
+def history_row(round: int, watch: Watch, evaluations: Sequence[Evaluation], ledger: Sequence[Entry], seconds: float) -> dict[str, Any]:
+    """One round as a JSON object.
 
-    Evaluation shards are disjoint, so the sums over clients give the exact accuracy over all their images.
-    ``train_seconds`` is the sum of what the clients spent on training; ``seconds`` is the round on the wall.
+    Evaluation shards are disjoint, so the sums over clients give the exact accuracy over all their images;
+    ``accuracy_p10`` is the tenth percentile of the clients' own accuracies. ``personal`` is the same of each client's own
+    model, for those that trained. ``train_seconds`` is the sum of what the clients spent on training; ``seconds`` is the
+    round on the wall.
     """
+    clients = watch.rows
     row: dict[str, Any] = {
         "round": round,
         "cohort": [c["client"] for c in clients],
@@ -39,16 +54,27 @@ def history_row(
         "seconds": seconds,
         "train_seconds": sum(c["seconds"] for c in clients),
         "bytes": summarise(ledger),
-        "clients": list(clients),
+        "clients": clients,
     }
+    if watch.kept:
+        row["diagnostics"] = diagnose(watch.kept)
+    own = [Evaluation(c["client"], *(c[f"own_{n}"] for n in ("loss", "correct", "examples"))) for c in clients if "own_loss" in c]
+    if own:
+        row["personal"] = spread(own)
     if evaluations:
-        seen = sum(e.examples for e in evaluations)
-        row |= {
-            "accuracy": sum(e.correct for e in evaluations) / seen,
-            "loss": sum(e.loss for e in evaluations) / seen,
-            "evaluations": [e._asdict() for e in evaluations],
-        }
+        row |= spread(evaluations) | {"evaluations": [e._asdict() for e in evaluations]}
     return row
+
+
+def spread(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Accuracy and loss over all images together, and the tenth percentile of the clients' accuracies."""
+    seen = sum(e.examples for e in evaluations)
+    each = torch.tensor([e.correct / e.examples for e in evaluations], dtype=torch.float64)
+    return {
+        "accuracy": sum(e.correct for e in evaluations) / seen,
+        "accuracy_p10": float(each.quantile(0.1)),
+        "loss": sum(e.loss for e in evaluations) / seen,
+    }
 
 
 def totals(rows: Sequence[Mapping[str, Any]], full_bytes: int, before: Sequence[Entry] = ()) -> dict[str, Any]:

@@ -41,3 +41,8 @@ def orders(strategy: Strategy, config: Config, state: State, round: int, client:
 def evaluates(config: Config, round: int) -> bool:
     """Whether the global adapter is evaluated after ``round``; always after the last."""
     return round % config.evaluate_every == 0 or round == config.rounds
+
+
+def scores_own(config: Config, round: int) -> bool:
+    """Whether each client of ``round`` also evaluates its own model, as its training left it."""
+    return config.personal and evaluates(config, round)

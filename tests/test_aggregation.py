@@ -315,7 +315,7 @@ def test_with_equal_steps_fednova_is_fedavg():
 
 def test_the_diagnostics_equal_dense_ones():
     updates, trained, weights = answers(made("fedavg"), drawn(0), 1)
-    found = diagnose(drawn(0), iter(updates))
+    found = diagnose([(drawn(0), u) for u in updates])
     whole = lost = beyond = rank = 0.0
     for a, b in MODULES:
         product = products(trained, weights, a, b)
@@ -333,17 +333,22 @@ def test_the_diagnostics_equal_dense_ones():
 
 
 def test_clients_that_agree_lose_nothing_and_a_frozen_factor_loses_nothing():
-    one = diagnose(drawn(0), [Update(k, drawn(1), k + 1, {}) for k in range(3)])
+    one = diagnose([(drawn(0), Update(k, drawn(1), k + 1, {})) for k in range(3)])
     assert max(one["product_error"], one["best_error"], one["drift"]) < 1e-12 and 1 < one["effective_rank"] <= RANK
     strategy = made("ffa_lora")
-    frozen = diagnose(drawn(0), answers(strategy, drawn(0), 1)[0])
+    frozen = diagnose([(drawn(0), u) for u in answers(strategy, drawn(0), 1)[0]])
     assert max(frozen["product_error"], frozen["best_error"]) < 1e-12 < 0.1 < frozen["drift"]
 
 
 def test_diagnostics_of_products_that_are_zero_are_zeros():
     start = {name: t * 0 if group(name) == "lora_b" else t for name, t in drawn(0).items()}
-    found = diagnose(start, [Update(0, {n: 0 * t for n, t in start.items()}, 1, {})])
+    found = diagnose([(start, Update(0, {n: 0 * t for n, t in start.items()}, 1, {}))])
     assert found == {"product_error": 0, "best_error": 0, "effective_rank": 0, "drift": 0, "modules": 4}
+
+
+def test_where_there_are_no_products_drift_is_all_there_is_to_say():
+    clients = [{"head.weight": torch.tensor([2.0])}, {"head.weight": torch.tensor([4.0])}]
+    assert diagnose([({"head.weight": torch.zeros(1)}, Update(k, c, 1, {})) for k, c in enumerate(clients)]) == {"drift": pytest.approx(1 / 3)}
 
 
 # Speed ----------------------------------------------------------------------------------------------------------------

@@ -102,10 +102,10 @@ def test_a_part_that_cannot_be_built_names_its_builder_and_argument(part, given,
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-PLACES = {"engine": "inprocess", "key": "/k", "output": "/o", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}}
+PLACES = {"engine": "inprocess", "diagnostics": 3, "key": "/k", "output": "/o", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}}
 SEEN = {
     "name": "other", "seed": 1, "rounds": 9, "clients": 3, "fraction": 0.5, "evaluate_every": 2, "validation": 0.2,
-    "evaluate_on": "validation", "start": "public", "precision": "bfloat16", "threads": 2, "step": "plain", "attention": "plain",
+    "evaluate_on": "validation", "start": "public", "precision": "bfloat16", "threads": 2, "step": "plain", "attention": "plain", "personal": False,
     "model": {"patch": 16}, "data": {"train": 77}, "partition": {"_target_": "other"}, "cipher": {"_target_": "other"},
     "method": {"rank": 2}, "strategy": {"_target_": "other"}, "recipe": {"mu": 0.5},
 }  # fmt: skip

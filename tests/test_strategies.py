@@ -16,7 +16,7 @@ from fl.config import CONF, ConfigError, build, load
 from fl.recipe import Recipe
 from strategies import ClientInfo, Update
 from strategies.gate import Refused, admit
-from strategies.history import Evaluation, client_row, history_row, totals
+from strategies.history import Evaluation, Watch, history_row, totals
 from strategies.plan import cohort, enough, evaluates, orders
 from strategies.rollcall import MUST_AGREE, Roll, RollCallError, agree
 
@@ -282,9 +282,22 @@ def test_the_roll_call_wants_every_client_once_with_the_servers_code(rolls, says
 
 
 def test_accuracy_is_the_exact_mean_over_disjoint_shards():
-    rows = [client_row(update(0, adapter(1), 1)), client_row(update(1, adapter(2), 3))]
-    row = history_row(1, rows, [Evaluation(0, 2.0, 1, 1), Evaluation(1, 6.0, 1, 3)], [], 9.0)
+    watch = Watch(few=True)
+    for client, (examples, correct) in enumerate([(1, 1.0), (3, 0.0)]):
+        own = {"own_loss": 1.0, "own_correct": correct, "own_examples": float(examples)}
+        one = update(client, adapter(client + 1), examples)
+        watch.see(adapter(0), one._replace(metrics=one.metrics | own))
+    row = history_row(1, watch, [Evaluation(0, 2.0, 1, 1), Evaluation(1, 6.0, 1, 3)], [], 9.0)
     assert (row["accuracy"], row["loss"], row["train_loss"], row["train_seconds"]) == (0.5, 2.0, 1.0, 1.0)
+    assert row["accuracy_p10"] == pytest.approx(1 / 3 + 0.1 * (1 - 1 / 3))  # a tenth of the way from the worst to the best
+    assert row["personal"] == {"accuracy": 0.25, "accuracy_p10": pytest.approx(0.1), "loss": 0.5}
+    assert row["diagnostics"]["modules"] == 1
+
+
+def test_a_large_round_keeps_rows_and_no_updates():
+    watch = Watch(few=False)
+    watch.see(adapter(0), update(0, adapter(1), 1))
+    assert not watch.kept and "diagnostics" not in history_row(1, watch, [], [], 1.0)
 
 
 def test_the_ratio_counts_both_ways():

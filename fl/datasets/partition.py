@@ -1,6 +1,7 @@
-"""How the training images are cut into clients: seeded, disjoint, covering, and no client without two images.
+"""How the images are cut into clients: seeded, disjoint, covering, and no client without two images to train on.
 
-A partition file's builders return ``cut(labels, clients, rng) -> [indices of client 0, of client 1, ...]``. NumPy's
+The test images of each class are shared out as that class's training images were: a client is tested on what it is like,
+and the sum over clients is still the accuracy on the whole test set. A partition file's builders return ``cut(labels, clients, rng) -> [indices of client 0, of client 1, ...]``. NumPy's
 streams may differ between its versions; the digest of the split, compared at roll call, tells when they did.
 """
 
@@ -91,7 +92,7 @@ def quantity(alpha: PositiveFloat) -> Cut:
 
 
 def split(cut: Cut, train: Tensor, test: Tensor, clients: int, seed: int, validation: float = 0.0) -> Split:
-    """Cut the training labels (n,) by ``cut`` and the test labels (m,) into equal random shards.
+    """Cut the training labels (n,) by ``cut``, and the test labels (m,) class by class in the same proportions.
 
     ``validation`` is the share of each client's training images that is held out, at least one image when above 0.
     Raises DataError when there are too few images for every client to have two to train on and one to test on.
@@ -106,13 +107,29 @@ def split(cut: Cut, train: Tensor, test: Tensor, clients: int, seed: int, valida
     shares = _fill(cut(train.numpy(), clients, rng), LEAST + held, rng)
     holds = [max(held, int(len(share) * validation)) for share in shares]
     holds = [min(hold, len(share) - LEAST) for hold, share in zip(holds, shares)]
-    tests = np.array_split(rng.permutation(len(test)), clients)
+    tests = _fill(_alike([train.numpy()[share] for share in shares], test.numpy(), rng), 1, rng)
     as_tensors = lambda lists: [torch.from_numpy(np.sort(indices).astype(np.int64)) for indices in lists]
     return Split(
         as_tensors([share[hold:] for share, hold in zip(shares, holds)]),
         as_tensors([share[:hold] for share, hold in zip(shares, holds)]),
         as_tensors(tests),
     )
+
+
+def _alike(owned: list[np.ndarray], test: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Indices into ``test`` for each client: of every class the part that the client has among the labels ``owned``.
+
+    A class that nobody trains on is shared out equally.
+    """
+    shares: list[list[np.ndarray]] = [[] for _ in owned]
+    for label in np.unique(test):
+        members = rng.permutation(np.flatnonzero(test == label))
+        counts = np.array([np.count_nonzero(labels == label) for labels in owned])
+        parts = np.cumsum(counts if counts.any() else np.ones(len(owned)))
+        edges = np.rint(parts[:-1] / parts[-1] * len(members)).astype(int)
+        for share, piece in zip(shares, np.split(members, edges)):
+            share.append(piece)
+    return [np.concatenate(share) for share in shares]
 
 
 def _fill(shares: list[np.ndarray], least: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ import torch
 
 from fl.adapter import Adapter, group, mean, move, norm, sub
 from strategies import Update
-from strategies.factors import cores, pairs, stack
+from strategies.factors import core, pairs, stack
 
 
 def diagnose(answers: Sequence[tuple[Adapter, Update]]) -> dict[str, float]:
@@ -37,10 +37,10 @@ def diagnose(answers: Sequence[tuple[Adapter, Update]]) -> dict[str, float]:
     whole = lost = beyond = rank = 0.0
     modules = pairs(given)
     for a, b in modules:
-        s = torch.linalg.svdvals(cores(*stack(trained, weights, a, b))[1])
+        s = torch.linalg.svdvals(core(*stack(trained, weights, a, b)))
         whole += float(s.square().sum())
         beyond += float(s[len(given[a]) :].square().sum())
-        lost += float(cores(*stack(apart, weights, a, b))[1].square().sum())
+        lost += float(core(*stack(apart, weights, a, b)).square().sum())
         rank += effective_rank(s) / len(modules)
     return drift | {
         "product_error": ratio(math.sqrt(lost), math.sqrt(whole)),

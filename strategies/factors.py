@@ -47,17 +47,31 @@ def stack(trained: Sequence[Adapter], weights: Sequence[float], a: str, b: str) 
     return torch.cat([t[b] for t in trained], dim=1).double(), rows * torch.cat([t[a] for t in trained]).double()
 
 
-def cores(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Q_l, T_l T_r^T, Q_r of ``left @ right``: the small matrix in the middle has its norm and its singular values."""
-    (q_l, t_l), (q_r, t_r) = torch.linalg.qr(left), torch.linalg.qr(right.T)
-    return q_l, t_l @ t_r.T, q_r
+def core(left: Tensor, right: Tensor) -> Tensor:
+    """T_l T_r^T of ``left @ right``: the small matrix in the middle, which has its norm and its singular values."""
+    return _triangle(torch.geqrf(left).a) @ _triangle(torch.geqrf(right.T).a).T
 
 
 def svd(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of ``left @ right`` the first ``rank`` columns of U, all of S, largest first, and the first ``rank`` rows of V^T."""
-    q_l, core, q_r = cores(left, right)
-    u, s, vt = torch.linalg.svd(core, full_matrices=False)
-    return q_l @ u[:, :rank], s, vt[:rank] @ q_r.T
+    """Of ``left @ right`` the first ``rank`` columns of U, all of S, largest first, and the first ``rank`` rows of V^T.
+
+    Q_l and Q_r stay products of reflectors, applied to the few columns that are wanted: half the work of forming them.
+    """
+    q_l, q_r = torch.geqrf(left), torch.geqrf(right.T)
+    u, s, vt = torch.linalg.svd(_triangle(q_l.a) @ _triangle(q_r.a).T, full_matrices=False)
+    return _rotated(*q_l, u[:, :rank]), s, _rotated(*q_r, vt[:rank].T).T
+
+
+def _triangle(packed: Tensor) -> Tensor:
+    """T of Q T, as LAPACK's geqrf packs it: Q's reflectors lie below it."""
+    return packed[: min(packed.shape)].triu()
+
+
+def _rotated(packed: Tensor, taus: Tensor, columns: Tensor) -> Tensor:
+    """Q @ ``columns``."""
+    padded = columns.new_zeros(len(packed), columns.shape[1])
+    padded[: len(columns)] = columns
+    return torch.ormqr(packed[:, : len(taus)], taus, padded)
 
 
 def split(u: Tensor, s: Tensor, vt: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

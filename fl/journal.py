@@ -60,7 +60,7 @@ class Journal:
         test = f"  accuracy {row['accuracy']:6.2%}  loss {row['loss']:.4f}" if "accuracy" in row else ""
         self.say(
             f"round {done:>3}/{total}  train loss {row['train_loss']:.4f}{test}  "
-            f"{len(row['cohort'])} clients  {row['seconds']:.1f} s" + (f"  about {_span(left)} left" if done < total else "")
+            f"{len(row['cohort'])} clients  {row['seconds']:.1f} s" + (f"  about {span(left)} left" if done < total else "")
         )
 
     def finish(self, summary: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
@@ -91,7 +91,8 @@ def run_name(config: Config) -> str:
     return f"{config.name}-{datetime.now():%Y%m%d-%H%M%S-%f}-s{config.seed}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A duration in words: seconds, or minutes from 90 seconds on."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 

@@ -1,69 +1,72 @@
-"""Run a grid of configs and tabulate it: every cell a real run of the plain loop, finished cells skipped.
+"""Run a grid of configs and report it: every cell a real run of the plain loop, finished cells skipped.
 
-    python -m simulations.compare --out DIR [--jobs N] method=melo,full seed=0,1,2 rounds=6
+    python -m simulations.compare --out DIR [--jobs N] strategy=fedavg,flexlora partition=iid,dirichlet seed=0,1,2
+    python -m simulations.compare --out DIR --tune recipe.lr.lora_a=3e-3,1e-2,3e-2 strategy=fedavg,flexlora seed=0,1,2
 
 Arguments are Hydra overrides; a comma-separated value is an axis, as in Hydra's multirun. Each finished cell is one line
-of DIR/cells.jsonl, so a grid that was stopped goes on where it was. DIR/table.md holds mean ± sd over the seeds; with no
-override at all it is only written anew.
+of DIR/cells.jsonl, so a grid that was stopped goes on where it was. With --tune, each strategy's rate is first chosen on a
+held-out seed and validation images (DIR/tuning.jsonl). With no override at all the report is only written anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import multiprocessing
-import shlex
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import time
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Iterable, Sequence
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
-from fl.config import load
-from fl.journal import Journal, run_name
-from fl.provenance import code_digest, environment
-from simulations import loop
-
-PLACES = ("data.root", "model.weights", "key", "output", "device", "threads", "keep")  # of one machine: never in a result
-
-
-def cells(arguments: list[str]) -> list[dict[str, str]]:
-    """The grid's cells as ``{override key: value}``, the last axis fastest."""
-    axes = []
-    for text, override in zip(arguments, OverridesParser.create().parse_overrides(arguments)):
-        key, _, value = text.partition("=")
-        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [value]
-        axes.append([(key, v) for v in values])
-    return [dict(choice) for choice in itertools.product(*axes)]
+from fl.config import ConfigError
+from fl.journal import span
+from fl.learn import TrainingError
+from fl.provenance import code_digest
+from simulations.grid import Cell, cells, identity, keep, missing, read, room, run_side_by_side
+from simulations.tuning import HELD_OUT, Tuning
+from strategies.gate import Refused
 
 
-def identity(cell: dict[str, str]) -> str:
-    """What a cell is, whatever machine it runs on and however it was typed."""
-    return " ".join(sorted(f"{k}={v}" for k, v in cell.items() if k not in PLACES))
+def finish(wanted: Sequence[Cell], store: Path, jobs: int, tuned: Sequence[str] = (), failures_count: bool = False) -> int:
+    """Run those of the cells that ``store`` has not, and keep them there. Returns how many failed.
+
+    The line of a cell names the ``tuned`` settings. With ``failures_count`` a training that diverged is a result, too, of
+    accuracy 0.
+    """
+    lines = read(store)
+    todo = missing(wanted, lines)
+    older = sum(line.get("code") != code_digest() for line in lines)
+    print(f"{len(todo)} cells to run, {len(lines)} in {store}" + (f", {older} of them by other code" if older else ""), flush=True)
+    began, failed, folder = time.monotonic(), 0, str(Path("~/veilora/runs").expanduser())
+    common = set.intersection(*(set(identity(cell).split()) for cell in wanted)) if wanted else set()
+    jobs = min(jobs or room(todo), len(todo)) or 1
+    for number, (cell, line) in enumerate(run_side_by_side(todo, jobs, folder), 1):
+        if failures_count and isinstance(line, (TrainingError, Refused)):
+            line = {"cell": identity(cell), "accuracy": 0.0, "seconds": 0.0, "failed": str(line), "code": code_digest()}
+        left = span((time.monotonic() - began) / number * (len(todo) - number))
+        where = f"{number}/{len(todo)}" + (f", about {left} left" if number < len(todo) else "")
+        name = " ".join(word for word in identity(cell).split() if word not in common) or "-"
+        if isinstance(line, Exception):
+            failed += 1
+            print(f"failed: {name}: {line}  [{where}]", file=sys.stderr, flush=True)
+            continue
+        keep(store, line | {"tuned": {key: cell[key] for key in tuned}} if tuned else line)
+        said = "diverged" if "failed" in line else f"{line['accuracy']:7.2%}  {line['seconds']:6.1f} s"
+        print(f"{said}  {name}  [{where}]", flush=True)
+    return failed
 
 
-def run_cell(cell: dict[str, str], folder: str) -> dict[str, Any]:
-    """Run one cell; its output goes below ``folder``. Returns the line for cells.jsonl."""
-    words = [f"{k}={v}" for k, v in cell.items()] + ([] if "output" in cell else [f"output={folder}"])
-    config = load(shlex.join(words))
-    journal = Quiet(config, run_name(config))
-    summary = loop.run(config, journal)
-    kept = ("accuracy", "loss", "seconds", "train_seconds", "ratio_to_full_fedavg", "trained_parameters", "bytes_per_client_round")
-    curve = [[row["round"], row["accuracy"]] for row in journal.rounds if "accuracy" in row]
-    origin = {k: v for k, v in environment().items() if k in ("machine", "gpu", "commit", "code")}
-    return {"cell": identity(cell), **{k: summary[k] for k in kept}, "examples": summary["examples"], "curve": curve, **origin}
-
-
-class Quiet(Journal):
-    """A journal that writes and does not speak."""
-
-    def say(self, line: str) -> None:
-        pass
-
-    progress = say
+def tune(grid: list[Cell], tuning: Tuning, store: Path, jobs: int) -> tuple[list[Cell], int]:
+    """The grid's cells with the values that its tuning chose, and how many have none because their tuning failed."""
+    tuning.check(grid)
+    keys = list(tuning.candidates[0])
+    finish(tuning.runs(grid), store, jobs, keys, failures_count=True)
+    chosen = tuning.choose(grid, read(store))
+    for family, values in chosen.items():
+        print(f"chosen: {identity(values)} for {family or 'all'}", flush=True)
+    for family in sorted({tuning.family(cell) for cell in grid} - set(chosen)):
+        print(f"failed: no {' '.join(keys)} could be chosen for {family or 'all'}; see {store}", file=sys.stderr, flush=True)
+    tuned = [cell | chosen[tuning.family(cell)] for cell in grid if tuning.family(cell) in chosen]
+    return tuned, len(grid) - len(tuned)
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
@@ -86,35 +89,35 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """The command. Returns 0, or 4 when a cell failed (the others are kept)."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.compare", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--out", type=Path, required=True, help="folder of cells.jsonl and table.md")
-    parser.add_argument("--jobs", type=int, default=1, help="cells run side by side")
-    options, overrides = parser.parse_known_args(arguments)
+    """The command. Returns 0, 2 for what cannot run, 4 when a cell failed (the others are kept), 130 when stopped."""
+    options, overrides = _parser().parse_known_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    store = options.out / "cells.jsonl"
-    lines = [json.loads(text) for text in store.read_text().splitlines() if text.endswith("}")] if store.exists() else []
-    finished = {" ".join(sorted(line["cell"].split())) for line in lines}
-    older = sum(line["code"] != code_digest() for line in lines)
-    todo = [cell for cell in cells(overrides) if identity(cell) not in finished] if overrides else []
-    print(f"{len(todo)} cells to run, {len(finished)} in {store}" + (f", {older} of them by other code" if older else ""), flush=True)
-    failed = 0
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run_cell, cell, str(Path("~/veilora/runs").expanduser())): cell for cell in todo}
-        for done in as_completed(futures):
-            try:
-                line = done.result()
-            except Exception as error:
-                failed += 1
-                print(f"failed: {identity(futures[done])}: {error}", file=sys.stderr, flush=True)
-                continue
-            lines.append(line)
-            with store.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(f"{line['accuracy']:7.2%}  {line['seconds']:6.1f} s  {line['cell']}", flush=True)
-    if lines:
+    grid, axes, failed = cells(overrides) if overrides else [], options.tune, 0
+    try:
+        if grid and axes:
+            tuning = Tuning(axes, options.tune_on.split(), options.tune_shared.replace(",", " ").split())
+            grid, failed = tune(grid, tuning, options.out / "tuning.jsonl", options.jobs)
+        keys = list(cells(axes)[0]) if axes else []
+        failed += finish(grid, options.out / "cells.jsonl", options.jobs, keys)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    if lines := read(options.out / "cells.jsonl"):
         (options.out / "table.md").write_text(table(lines))
     return 4 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m simulations.compare", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--out", type=Path, required=True, help="folder of cells.jsonl and the report")
+    parser.add_argument("--jobs", type=int, default=0, help="cells run side by side; by default one a GPU, else one a core")
+    parser.add_argument("--tune", action="append", default=[], metavar="KEY=A,B,C", help="try these values for each strategy; repeatable")
+    parser.add_argument("--tune-on", default=HELD_OUT, metavar="OVERRIDES", help=f"what they are tried on; by default {HELD_OUT!r}")
+    parser.add_argument("--tune-shared", default="partition", metavar="KEYS", help="axes that share one choice; by default partition")
+    return parser
 
 
 if __name__ == "__main__":

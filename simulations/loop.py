@@ -9,10 +9,10 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from typing import Iterator
+from typing import Callable, Iterator
 
 from clients import local
-from fl.adapter import part
+from fl.adapter import Adapter, part
 from fl.config import Config, ConfigError, Node, build, load
 from fl.datasets import DataError
 from fl.journal import Journal, run_name
@@ -30,8 +30,11 @@ from strategies.plan import cohort, enough, evaluates, orders, scores_own
 from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
 
 
-def run(config: Config, journal: Journal) -> dict:
-    """Run the federation that ``config`` describes and return its summary."""
+Train = Callable[..., tuple[Adapter, int, dict[str, float]]]
+
+
+def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
+    """Run the federation that ``config`` describes and return its summary; ``train`` is how its clients do, as `local.train`."""
     codec = float32()
     pack_once = packer(codec)
     number = config.clients or 2
@@ -57,7 +60,7 @@ def run(config: Config, journal: Journal) -> dict:
                 journal.progress(f"round {round}/{config.rounds}: client {i} of {number} trains")
                 recipe, given = orders(strategy, config, state, round, infos[i])
                 down = pack_once(given)
-                adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec), scores_own(config, round))
+                adapter, examples, metrics = train(clients[i], round, recipe, unpack(down, codec), scores_own(config, round))
                 up = pack(adapter, codec)
                 update = admit(Update(i, unpack(up, codec), examples, metrics), part(given, recipe.groups), infos[i])
                 ledger.extend((entry("train", "down", down.header, down.nbytes), entry("train", "up", up.header, up.nbytes)))

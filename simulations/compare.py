@@ -103,10 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m simulations.compare", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder of cells.jsonl and the report")
     parser.add_argument("--jobs", type=int, default=0, help="cells run side by side; by default one a GPU, else one a core")
-    parser.add_argument("--tune", action="append", default=[], metavar="KEY=A,B,C", help="values to try for each strategy; repeatable")
+    parser.add_argument("--tune", action="append", default=[], metavar="KEY=A,B,C", help="values to try for each strategy")
     parser.add_argument("--tune-on", default=HELD_OUT, metavar="OVERRIDES", help=f"where to try them; by default {HELD_OUT!r}")
-    parser.add_argument("--tune-shared", default="partition", metavar="KEYS", help="axes with one choice in common; by default partition")
-    parser.add_argument("--target", type=share, metavar="ACCURACY", help="count rounds and MB to it, in (0, 1]; else 95%% of the best")
+    parser.add_argument("--tune-shared", default="partition", metavar="KEYS", help="axes that share a choice; by default partition")
+    parser.add_argument("--target", type=share, metavar="ACCURACY", help="in (0, 1], to count rounds and MB to; else 95%% of the best")
     return parser
 
 

@@ -41,7 +41,8 @@ def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in table.head)
     rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>" for cells in table.body)
     note = f"<p class=note>{escape(table.note)}</p>" if table.note else ""
-    return f"<section><h2>{escape(table.title)}</h2>{note}<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></section>"
+    grid = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
+    return f"<section><h2>{escape(table.title)}</h2>{note}{grid}</section>"
 
 
 def _plots(found: Report) -> list[str]:
@@ -69,9 +70,9 @@ def _plots(found: Report) -> list[str]:
                 continue
             ends = [points[-1][0] for points in series.values()]
             logs = ("x" if axis == 1 and max(ends) > 10 * min(ends) else "") + ("" if level else "y")
-            width = 360 if len(found.sections) > 1 else 640
-            panels.append(plots.lines(s.name, series, colours, (across, up), width, logs, s.target if level else None))
-        caption = "Means over the seeds." + (" Dashed: the target." if level else "")
+            whole = 505 if len(found.sections) > 1 else 840
+            panels.append(plots.lines(s.name, series, colours, (across, up), whole, logs, s.target if level else None))
+        caption = "Means over the seeds." + (" Dashed: the target. The axis does not begin at 0." if level else "")
         caption += f" Without error, so not drawn: {', '.join(n for n in names if n in exact)}." if exact else ""
         if panels:
             figures.append(_figure(title, "".join(panels), caption))
@@ -84,18 +85,21 @@ def _figure(title: str, drawing: str, caption: str) -> str:
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>TITLE</title><style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2.5rem auto; padding: 0 1.5rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
+body { max-width: 1080px; margin: 2.5rem auto; padding: 0 1.5rem }
 h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem }
 code, pre { font: 12.5px/1.6 ui-monospace, monospace; background: #f6f6f4 } code { padding: .1em .3em }
 pre { padding: .9rem 1.1rem; white-space: pre-wrap; overflow-wrap: anywhere; border-radius: 4px }
 figure, section { margin: 0; break-inside: avoid } figcaption, .note { color: #666; font-size: .85rem; margin: .3rem 0 }
 .panels { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem } svg { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums }
-th { text-align: right; vertical-align: bottom; font-weight: 600; border-bottom: 1.5px solid #222; padding: .3rem .6rem; line-height: 1.25 }
+th { text-align: right; vertical-align: bottom; font-weight: 600; line-height: 1.25 }
+th { border-bottom: 1.5px solid #222; padding: .3rem .6rem }
 td { text-align: right; border-bottom: 1px solid #e7e7e7; padding: .28rem .6rem; white-space: nowrap }
 th:first-child, td:first-child { text-align: left; padding-left: 0 } td:first-child { font-weight: 600 }
 dt { font-weight: 600; float: left; clear: left; margin-right: .6rem } dd { margin: 0 }
-@media print { body { margin: 0; max-width: none; font-size: 11px } pre { font-size: 9px } table { font-size: 9.5px } }
+@media print { body { margin: 0; max-width: none; font-size: 11px } pre { font-size: 9px } table { font-size: 9.5px }
+  .panels svg:not(:only-child) { width: 48% } .panels { gap: 0 2% } }
 </style></head><body>
 BODY
 </body></html>

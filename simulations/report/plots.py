@@ -66,7 +66,8 @@ def dots(names: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[float]
             low, high = _bar(scores)
             parts.append(f'<line x1="{start}" x2="{start + width}" y1="{y}" y2="{y}" stroke="{FAINT}" stroke-dasharray="1 3"/>')
             parts.append(f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>')
-            parts += [f'<circle cx="{x(s):.1f}" cy="{y}" r="3" fill="white" stroke="{colour}" stroke-width="1.3"/>' for s in scores]
+            ring = f'r="3" fill="white" stroke="{colour}" stroke-width="1.3"'
+            parts += [f'<circle cx="{x(s):.1f}" cy="{y}" {ring}/>' for s in scores]
             parts.append(f'<circle cx="{x((low + high) / 2):.1f}" cy="{y}" r="5.5" fill="{colour}" stroke="white"/>')
     whole = left + len(panels) * width + (len(panels) - 1) * gap
     parts.append(_text((left + whole) / 2, bottom + 36, label, "middle"))
@@ -78,18 +79,22 @@ def lines(
     series: Mapping[str, Points],
     colours: Mapping[str, str],
     labels: tuple[str, str],
-    width: int = 360,
+    whole: int = 505,
     logs: str = "",
     aim: float | None = None,
 ) -> str:
     """One panel of lines over x, coloured ones named at their ends.
 
-    ``logs`` says which axes are logarithmic ("", "x", "y", "xy"); ``aim`` is a level to draw dashed.
+    ``logs`` says which axes are logarithmic ("", "x", "y", "xy"); ``aim`` is a level to draw dashed. Of lines that climb from
+    far below only the last part is shown, in which they differ.
     """
     left, top, height = 58, 34, 280
     named = [n for n in series if n in colours]
+    width = max(240, whole - left - 26 - round(7.4 * max(map(len, named), default=0)))
     right = left + width
     xs, ys = ([p[i] for points in series.values() for p in points] for i in (0, 1))
+    if aim is not None:
+        ys = [max(v, foot([points[-1][1] for points in series.values()])) for v in ys]
     x = Scale(min(xs), max(xs), left + 6, right - 6, "x" in logs)
     y = _padded([*ys, *([] if aim is None else [aim])], top + height, top, "y" in logs)
     parts = [_text(left + width / 2, 16, title, "middle", INK, 13, 600)]
@@ -108,7 +113,8 @@ def lines(
         where = [f"{x(a):.1f},{y(b):.1f}" for a, b in series[name]]
         stroke, thick = (colours[name], 2) if name in colours else (GREY, 1)
         style = f'fill="none" stroke="{stroke}" stroke-width="{thick}" stroke-linejoin="round"'
-        parts.append(f'<polyline points="{" ".join(where)}" {style}/>')
+        cut = f'<svg x="0" y="{top}" width="{right}" height="{height}" viewBox="0 {top} {right} {height}">'  # nothing shows outside
+        parts.append(f'{cut}<polyline points="{" ".join(where)}" {style}/></svg>')
         parts.append('<circle cx="{}" cy="{}" r="{}" fill="{}"/>'.format(*where[-1].split(","), thick * 1.6, stroke))
     ends = {name: y(series[name][-1][1]) for name in named if series[name]}
     for name, place in spaced(ends, 14, top + 4, top + height).items():
@@ -119,6 +125,11 @@ def lines(
     return _svg(right + 26 + round(7.4 * max(map(len, named), default=0)), top + height + 46, parts)
 
 
+def foot(ends: Sequence[float]) -> float:
+    """Where the y axis may begin for lines with these last values: twice their range below the lowest, at least 10."""
+    return min(ends) - max(2 * (max(ends) - min(ends)), 10)
+
+
 def spaced(places: Mapping[str, float], apart: float, low: float, high: float) -> dict[str, float]:
     """The places moved as little as sorting allows, until each is ``apart`` from the next and all lie in [low, high]."""
     order = sorted(places, key=places.__getitem__)
@@ -127,10 +138,9 @@ def spaced(places: Mapping[str, float], apart: float, low: float, high: float) -
         for i in range(len(moved) - 1):
             if (lack := apart - (moved[i + 1] - moved[i])) > 1e-6:
                 moved[i], moved[i + 1] = moved[i] - lack / 2, moved[i + 1] + lack / 2
-        if moved and moved[-1] > high:
-            moved = [m - (moved[-1] - high) for m in moved[:-1]] + [high] if len(moved) * apart > high - low else [*moved[:-1], high]
-        if moved and moved[0] < low:
-            moved[0] = low
+        if moved:
+            moved[-1] = min(moved[-1], high)
+            moved[0] = max(moved[0], low)
     return dict(zip(order, moved))
 
 
@@ -165,7 +175,8 @@ def _text(x: float, y: float, text: str, anchor: str, fill: str = "#555555", siz
 
 
 def _svg(width: float, height: float, parts: Sequence[str]) -> str:
+    size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} '
         f'font-family="system-ui, sans-serif" font-size="12" fill="#555555" role="img">{"".join(parts)}</svg>\n'
     )

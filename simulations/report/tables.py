@@ -72,8 +72,8 @@ COST: dict[str, Text] = {
 }
 READING = (
     "Accuracy is the mean over all test images of all clients, after the last round; ± is the sample standard deviation over "
-    "seeds, the 10th percentile that over clients. Rounds are counted to the first evaluation at the target. The clients' own models are scored after their local training in the last round, each on its client's images. MB "
-    "(10⁶ bytes) are what one client sends and receives in training. Product error is what the mean of the factors loses of the "
+    "seeds, and the 10th percentile is over clients. The clients' own models are scored after their local training in the last "
+    "round, each on its client's images. Rounds are counted to the first evaluation at the target. MB (10⁶ bytes) are what one client sends and receives in training. Product error is what the mean of the factors loses of the "
     "mean product in the last round, beside what any product of rank r must lose; drift is how far clients' updates lie apart, "
     "over the size of their mean. Seconds are on the wall, with whatever ran beside."
 )
@@ -114,7 +114,8 @@ def target_says(found: Report) -> str:
     """How the target was set."""
     if found.share is None:
         return f"Target: an accuracy of {found.sections[0].target:g} %."
-    return f"Target: {100 * found.share:g} % of the best row's mean accuracy" + (", in each section." if len(found.sections) > 1 else ".")
+    where = ", in each section" if len(found.sections) > 1 else ""
+    return f"Target: {100 * found.share:g} % of the best row's mean accuracy{where}."
 
 
 def as_csv(found: Report) -> str:

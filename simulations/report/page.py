@@ -20,8 +20,8 @@ def write(folder: Path, lines: Sequence[Line], tuning: Sequence[Line], target: f
     """Write the three files into ``folder``, from the lines of its cells and of its tuning. Returns the HTML's path."""
     found, tried = report(lines, target), trials(tuning, lines)
     (folder / "report.csv").write_text(as_csv(found))
-    (folder / "report.md").write_text(markdown(folder.name, found, tried, lines))
-    (folder / "report.html").write_text(html(folder.name, found, tried, lines))
+    (folder / "report.md").write_text(markdown(folder.resolve().name, found, tried, lines))
+    (folder / "report.html").write_text(html(folder.resolve().name, found, tried, lines))
     return folder / "report.html"
 
 

@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
     return 4 if failed else 0
 
 
-def share(text: str) -> float:
+def target(text: str) -> float:
     """A number in (0, 1]. Raises ValueError."""
     if not 0 < (value := float(text)) <= 1:
         raise ValueError(text)
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tune", action="append", default=[], metavar="KEY=A,B,C", help="values to try for each strategy")
     parser.add_argument("--tune-on", default=HELD_OUT, metavar="OVERRIDES", help=f"where to try them; by default {HELD_OUT!r}")
     parser.add_argument("--tune-shared", default="partition", metavar="KEYS", help="axes that share a choice; by default partition")
-    parser.add_argument("--target", type=share, metavar="ACCURACY", help="in (0, 1], to count rounds and MB to; else 95%% of the best")
+    parser.add_argument("--target", type=target, metavar="ACCURACY", help="in (0, 1], to count rounds and MB to; else 95%% of the best")
     return parser
 
 

@@ -122,7 +122,17 @@ def test_a_diverged_trial_counts_as_zero_and_the_grid_runs_with_what_is_left(mon
     assert compare.main(typed) == 0 and len(ran) == 4, "what is finished is not run again"
     tried = trials(kept, grid.read(tmp_path / "cells.jsonl"))
     assert tried.chosen == {"fedavg": {"lora_a=0.01"}} and tried.families["fedavg"]["lora_a=0.03"].diverged == 1
+    assert tried.on == "evaluate_on=validation seed=100 validation=0.5"
     assert "0.00 (1 of 1 diverged)" in (tmp_path / "report.md").read_text()
+
+
+def test_trials_on_other_settings_than_the_grid_s_find_the_strategy_they_are_of():
+    def tried(strategy, rate, cell):
+        return line(f"{cell} strategy={strategy} lr={rate}", [0.5 + rate / 10], tuned={"lr": str(rate)})
+
+    lines = [tried(s, r, "rounds=6 evaluate_every=2 seed=0") for s, r in (("fedavg", 1), ("median", 2))]
+    found = trials([tried(s, r, "rounds=6 evaluate_every=6 seed=100") for s in ("fedavg", "median") for r in (1, 2)], lines)
+    assert found.chosen == {"fedavg": {"lr=1"}, "median": {"lr=2"}} and found.on == "evaluate_every=6 seed=100"
 
 
 def test_numbers_of_a_report_by_hand():

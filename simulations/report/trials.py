@@ -18,7 +18,10 @@ class Judged(NamedTuple):
 
 
 class Trials(NamedTuple):
-    """``families[family][candidate]``, which are ``chosen`` for the grid, and the ``edges`` of what was tried on a single axis."""
+    """``families[family][candidate]``, which are ``chosen`` for the grid, and the ``edges`` of what was tried on a single axis.
+
+    ``on`` is what the trials have in common and the grid has not.
+    """
 
     candidates: list[str]
     families: dict[str, dict[str, Judged]]
@@ -37,7 +40,8 @@ def trials(tuning: Sequence[Line], lines: Sequence[Line]) -> Trials | None:
         runs.setdefault(_family(line), {}).setdefault(_candidate(line), []).append(line)
     common = set.intersection(*(set(name.split()) for name in runs))
     common -= {w for w in common if len(runs) == 1 and w.startswith("strategy=")}
-    label = {name: " ".join(w.removeprefix("strategy=") for w in name.split() if w not in common) or "all" for name in runs}
+    own = {name: [w for w in name.split() if w not in common] for name in runs}
+    label = {name: " ".join(w.removeprefix("strategy=") for w in words) or "all" for name, words in own.items()}
     judged = {
         label[name]: {
             c: Judged(100 * statistics.mean(m["accuracy"] for m in found), len(found), sum("failed" in m for m in found))
@@ -46,14 +50,18 @@ def trials(tuning: Sequence[Line], lines: Sequence[Line]) -> Trials | None:
         for name, by in runs.items()
     }
     chosen: dict[str, set[str]] = {name: set() for name in judged}
-    for line in lines:
-        if line.get("tuned") and _family(line) in label:
-            chosen[label[_family(line)]].add(_candidate(line))
+    for name, words in own.items():
+        chosen[label[name]] |= {_candidate(m) for m in lines if m.get("tuned") and set(words) <= set(m["cell"].split())}
     tried = {_candidate(line): tuple(float(v) for v in line["tuned"].values()) for line in tuning}
     order = sorted(tried, key=tried.__getitem__)
     edges = {order[0], order[-1]} if len(order) > 2 and all(len(v) == 1 for v in tried.values()) else set()
-    on = sorted({w for line in tuning for w in line["cell"].split() if w.split("=")[0] in ("seed", "validation", "evaluate_on")})
-    return Trials(order, judged, chosen, edges, " ".join(on))
+    on = shared(tuning) - shared(lines)
+    return Trials(order, judged, chosen, edges, " ".join(sorted(on)))
+
+
+def shared(lines: Sequence[Line]) -> set[str]:
+    """The words that all cells have."""
+    return set.intersection(*(set(line["cell"].split()) for line in lines)) if lines else set()
 
 
 def _family(line: Line) -> str:

@@ -2,7 +2,7 @@
 
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``data-path``, ``weights-path``, ``device``.
+run's config ``key-path``, ``data-path``, ``weights-path``, ``state-path``, ``device``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import local
+from clients.state import StateError
 from fl.config import Config, ConfigError, Node, load
 from fl.datasets import DataError
 from fl.keys import KeyFileError
@@ -37,8 +38,8 @@ if "ray" in sys.modules or "flwr.simulation.app" in sys.modules:
 app = ClientApp()
 log = logging.getLogger("veilora.client")
 
-NODE_SETTINGS = {"key-path": "key", "data-path": "data_root", "weights-path": "weights", "device": "device"}
-EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, OSError)
+NODE_SETTINGS = {"key-path": "key", "data-path": "data_root", "weights-path": "weights", "state-path": "state", "device": "device"}
+EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, StateError, OSError)
 
 
 def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) -> Callable[[Message, Context], Message]:
@@ -89,6 +90,7 @@ def without_paths(text: str, config: Config | None) -> str:
         "model.weights": config.model.get("weights", ""),
         "key": config.key,
         "output": config.output,
+        "state": config.state,
     }
     for name, where in places.items():
         for path in (str(Path(str(where)).expanduser()), str(where)):
@@ -117,7 +119,7 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     facts = facts_of(message)
     received = unpack(packed_of(message), float32())
     recipe, scored = Recipe.from_json(facts["recipe"]), bool(facts["scored"])
-    update, examples, metrics = local.train(client, int(facts["round"]), recipe, received, scored)
+    update, examples, metrics = local.train(client, int(facts["round"]), recipe, received, scored, str(facts["run"]))
     return {"examples": examples, "metrics": metrics}, pack(update, float32())
 
 

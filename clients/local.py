@@ -134,8 +134,10 @@ def open_client(config: Config, index: int, of: int) -> Client:
     return client
 
 
-def train(client: Client, round: int, recipe: Recipe, received: Adapter, scored: bool = False) -> tuple[Adapter, int, dict[str, float]]:
-    """Train from ``received`` as ``recipe`` asks.
+def train(
+    client: Client, round: int, recipe: Recipe, received: Adapter, scored: bool = False, run: str = ""
+) -> tuple[Adapter, int, dict[str, float]]:
+    """Train from ``received`` as ``recipe`` asks; what is to outlive the round is kept under the name of the ``run``.
 
     Returns the difference from ``received`` of what trained, in plain order, the number of images, and metrics: loss,
     steps, seconds, and where the client's own model is to be ``scored`` on its shard own_loss, own_correct, own_examples.

@@ -12,6 +12,7 @@ import time
 from typing import Iterator
 
 from clients import local
+from clients.state import StateError
 from fl.adapter import part
 from fl.config import Config, ConfigError, Node, build, load
 from fl.datasets import DataError
@@ -57,7 +58,7 @@ def run(config: Config, journal: Journal) -> dict:
                 journal.progress(f"round {round}/{config.rounds}: client {i} of {number} trains")
                 recipe, given = orders(strategy, config, state, round, infos[i])
                 down = pack_once(given)
-                adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec), scores_own(config, round))
+                adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec), scores_own(config, round), journal.run)
                 up = pack(adapter, codec)
                 update = admit(Update(i, unpack(up, codec), examples, metrics), part(given, recipe.groups), infos[i])
                 ledger.extend((entry("train", "down", down.header, down.nbytes), entry("train", "up", up.header, up.nbytes)))
@@ -87,7 +88,7 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, KeyFileError, DataError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (RollCallError, Refused, TrainingError) as error:
+    except (RollCallError, Refused, TrainingError, StateError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 4
     return 0

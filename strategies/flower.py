@@ -52,7 +52,7 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
         watch = Watch(few=len(members) <= config.diagnostics)
         for client in members:
             asked[client] = recipe, given = orders(strategy, config, state, round, infos[client])
-            facts = {"round": round, "recipe": recipe.to_json(), "scored": scores_own(config, round)}
+            facts = {"run": journal.run, "round": round, "recipe": recipe.to_json(), "scored": scores_own(config, round)}
             messages.append(message("train", nodes[client], round, facts, pack_once(given)))
             ledger.append(weigh("train", "down", messages[-1]))
         replies = exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} training")

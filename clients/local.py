@@ -17,6 +17,7 @@ from typing import Callable, Hashable
 import torch
 from torch import Tensor
 
+from clients import state
 from clients.workbench import Workbench, workbench
 from fl import adapter as adapters
 from fl import keys
@@ -113,6 +114,7 @@ class Shelf:
 
 
 SHELF = Shelf()
+PERSONAL = "personal"  # what of a client's state is its own part of the model
 
 
 @lru_cache(maxsize=128)
@@ -139,11 +141,12 @@ def train(
 ) -> tuple[Adapter, int, dict[str, float]]:
     """Train from ``received`` as ``recipe`` asks; what is to outlive the round is kept under the name of the ``run``.
 
-    Returns the difference from ``received`` of what trained, in plain order, the number of images, and metrics: loss,
-    steps, seconds, and where the client's own model is to be ``scored`` on its shard own_loss, own_correct, own_examples.
+    Returns the difference of what trained and is sent from where it started, in plain order, the number of images, and
+    metrics: loss, steps, seconds, and where the client's own model is to be ``scored`` on its shard own_loss, own_correct,
+    own_examples.
     """
     began = time.monotonic()
-    start = _absorb(client, received)
+    start = _absorb(client, _personal(client, round, recipe, received, run) if recipe.keep else received)
     adapters.write(client.bench.model, start)
     stream = generator(client.config.seed, "train", round, client.index)
     with adapters.only(client.bench.model, recipe.groups):
@@ -152,7 +155,9 @@ def train(
         else:
             fitted = fit(client.bench.model, client.train, recipe, stream, None, client.bench.forward)
         trained = adapters.read(client.bench.model)
-    update = _release(client, adapters.sub(trained, adapters.part(start, recipe.groups)))
+    update = recipe.sent(_release(client, adapters.sub(trained, adapters.part(start, recipe.groups))))
+    if recipe.keep:
+        state.keep(_drawer(client, run), PERSONAL, round, adapters.part(_release(client, adapters.read(client.bench.model)), recipe.keep))
     metrics = {"loss": fitted.loss, "steps": fitted.steps, "seconds": time.monotonic() - began}
     if scored:
         own = evaluate(client.bench.model, client.held, client.bench.forward)
@@ -210,6 +215,16 @@ def _dataset(source: str, image: int) -> Dataset:
 def _split(source: str, image: int, partition: str, of: int, seed: int, validation: float) -> Split:
     dataset = _dataset(source, image)
     return split(build(json.loads(partition)), dataset.train.labels, dataset.test.labels, of, seed, validation)
+
+
+def _personal(client: Client, round: int, recipe: Recipe, received: Adapter, run: str) -> Adapter:
+    """Where training starts when groups stay at home: what was received, and of those groups what the last round left."""
+    found = state.recall(_drawer(client, run), PERSONAL, round - 1)
+    return {**client.bench.start, **received, **(adapters.part(found[1], recipe.keep) if found else {})}
+
+
+def _drawer(client: Client, run: str) -> Path:
+    return state.drawer(client.config.state, run, client.index)
 
 
 def _absorb(client: Client, adapter: Adapter) -> Adapter:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from fl.adapter import Group
+from fl.adapter import Adapter, Group, group
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -28,8 +28,9 @@ class Recipe:
     ``lr(t) = peak * max(t, 0.001) / warmup``, at most ``peak``, for ``t < warmup``, else ``peak * (1 + cos(pi * (t -
     warmup) / (1 - warmup))) / 2``. ``batch`` is at least 2, since a one-image step can give the image away. ``mu`` is
     the proximal weight of FedProx: the loss gains ``mu / 2 * |w - w_received|^2``. ``clip`` bounds the norm of the
-    whole gradient; 0 turns it off. ``groups`` are those that train and are sent back this round; () is all that the method
-    trains.
+    whole gradient; 0 turns it off. ``groups`` are those that train this round; () is all that the method trains. Those of
+    ``keep`` train and stay at home: a client takes them from its own state, first from what it received or else started
+    with, and does not send them back.
     """
 
     lr: dict[str, Amount]
@@ -45,6 +46,13 @@ class Recipe:
     augment: bool = False
     span: tuple[Point, Point] = (0.0, 1.0)
     groups: tuple[Group, ...] = ()
+    keep: tuple[Group, ...] = ()
+
+    def sent(self, adapter: Adapter) -> Adapter:
+        """Of ``adapter`` what an update under this recipe holds: the tensors of ``groups`` but not of ``keep``."""
+        if not self.groups and not self.keep:
+            return adapter
+        return {n: t for n, t in adapter.items() if (not self.groups or group(n) in self.groups) and group(n) not in self.keep}
 
     def to_json(self) -> str:
         """The recipe as one JSON object; `from_json` reads it back equal."""

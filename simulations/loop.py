@@ -13,7 +13,6 @@ from typing import Iterator
 
 from clients import local
 from clients.state import StateError
-from fl.adapter import part
 from fl.config import Config, ConfigError, Node, build, load
 from fl.datasets import DataError
 from fl.journal import Journal, run_name
@@ -60,7 +59,7 @@ def run(config: Config, journal: Journal) -> dict:
                 down = pack_once(given)
                 adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec), scores_own(config, round), journal.run)
                 up = pack(adapter, codec)
-                update = admit(Update(i, unpack(up, codec), examples, metrics), part(given, recipe.groups), infos[i])
+                update = admit(Update(i, unpack(up, codec), examples, metrics), recipe.sent(given), infos[i])
                 ledger.extend((entry("train", "down", down.header, down.nbytes), entry("train", "up", up.header, up.nbytes)))
                 yield watch.see(given, update)
 

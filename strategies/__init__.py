@@ -35,7 +35,7 @@ class ClientInfo(NamedTuple):
 class Update(NamedTuple):
     """One client's answer: the *difference* of its trained adapter from what it received, and how many images made it.
 
-    It holds the tensors of the recipe's ``groups``: all of them unless `Strategy.ask` chose some.
+    It holds what the recipe says is `Recipe.sent`: all that trains unless `Strategy.ask` chose otherwise.
     """
 
     client: int

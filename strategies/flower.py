@@ -14,7 +14,7 @@ from typing import Any, Iterable, Iterator, Mapping
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fl.adapter import Adapter, digest, part
+from fl.adapter import Adapter, digest
 from fl.config import Config, build
 from fl.journal import Journal
 from fl.provenance import code_digest
@@ -88,7 +88,7 @@ def updates_of(
     for reply in replies:
         update = update_of(number[reply.metadata.src_node_id], reply, codec)
         recipe, given = asked[update.client]
-        admit(update, part(given, recipe.groups), infos[update.client])
+        admit(update, recipe.sent(given), infos[update.client])
         ledger.append(weigh("train", "up", reply))
         yield watch.see(given, update)
 

@@ -9,6 +9,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from fl.adapter import GROUPS
 from fl.config import CONF, Config, ConfigError, Node, build, load
 from fl.recipe import Recipe
 
@@ -154,6 +155,13 @@ def test_a_recipe_survives_the_wire():
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert Recipe.from_json(recipe.to_json()).groups == ("lora_b", "head") and Recipe(lr={}).groups == ()
     assert replace(recipe, span=(0.5, 0.75)) != recipe
+
+
+def test_an_update_holds_what_trains_and_does_not_stay_at_home():
+    names = {"x.lora_a.weight": 1, "x.lora_b.weight": 2, "head.weight": 3}
+    for groups, keep, sent in (((), (), "abh"), (("lora_b", "head"), (), "bh"), ((), ("head",), "ab"), (("lora_b", "head"), ("head",), "b"), ((), GROUPS, "")):
+        held = Recipe(lr={}, groups=groups, keep=keep).sent(names)
+        assert [n.split(".")[-2][-1].replace("d", "h") for n in held] == list(sent)
 
 
 def test_a_group_that_does_not_exist_is_named_with_those_that_do():

@@ -75,9 +75,13 @@ def neutral(request):
 
 
 def asked(strategy, start: dict, values: dict) -> tuple[dict, dict]:
-    """What a client receives in round 1, and of ``values`` what it would send back."""
+    """What a client has when it has received its orders for round 1, and of ``values`` what it would send back.
+
+    What it is not sent and yet trains it keeps at home, and starts from what all start from.
+    """
     recipe, given = strategy.ask(strategy.init(start), 1, ClientInfo(0, 10))
-    return given, {name: tensor for name, tensor in values.items() if not recipe.groups or group(name) in recipe.groups}
+    assert all(group(name) in recipe.keep for name in start if name not in given)
+    return start | given, recipe.sent(values)
 
 
 def one_round(strategy, start: dict, updates: list[Update]) -> dict:

@@ -12,12 +12,14 @@ import time
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Callable, Hashable
+from typing import Callable
 
 import torch
 from torch import Tensor
 
-from clients import state
+from clients import carried
+from clients.shelf import Shelf
+from clients.state import Drawer
 from clients.workbench import Workbench, workbench
 from fl import adapter as adapters
 from fl import keys
@@ -91,30 +93,7 @@ class Client:
         return Examples(self.prepare(plain.images), plain.labels)
 
 
-class Shelf:
-    """The partitions of one config that a process keeps ready, as many as fit in ``config.keep`` gigabytes.
-
-    What came first stays: clients take turns, and whoever makes room for the newest in a circle never finds anything.
-    """
-
-    def __init__(self) -> None:
-        self.config: Config | None = None
-        self.kept: dict[Hashable, Examples] = {}
-
-    def get(self, config: Config, name: Hashable, make: Callable[[], Examples]) -> Examples:
-        """What lies under ``name``; made, and laid there if there is room, when nothing does."""
-        if config != self.config:
-            self.config, self.kept = config, {}
-        if name in self.kept:
-            return self.kept[name]
-        examples = make()
-        if sum(e.images.nbytes for e in (examples, *self.kept.values())) <= config.keep * 1e9:
-            self.kept[name] = examples
-        return examples
-
-
 SHELF = Shelf()
-PERSONAL = "personal"  # what of a client's state is its own part of the model
 
 
 @lru_cache(maxsize=128)
@@ -146,18 +125,22 @@ def train(
     own_examples.
     """
     began = time.monotonic()
-    start = _absorb(client, _personal(client, round, recipe, received, run) if recipe.keep else received)
+    drawer = Drawer(client.config.state, run, client.index)
+    given = adapters.apart(received)
+    start = _absorb(client, carried.start(drawer, round, recipe, client.bench.start, given.own))
     adapters.write(client.bench.model, start)
+    variate = carried.variate(drawer, round, given.control) if recipe.control else {}
+    correction = _absorb(client, {n: c - variate[n] for n, c in recipe.sent(given.control).items()}) if recipe.control else None
     stream = generator(client.config.seed, "train", round, client.index)
     with adapters.only(client.bench.model, recipe.groups):
-        if recipe.augment:
-            fitted = fit(client.bench.model, client.plain, recipe, stream, client.augmented, client.bench.forward)
-        else:
-            fitted = fit(client.bench.model, client.train, recipe, stream, None, client.bench.forward)
+        images, prepare = (client.plain, client.augmented) if recipe.augment else (client.train, None)
+        fitted = fit(client.bench.model, images, recipe, stream, prepare, client.bench.forward, correction)
         trained = adapters.read(client.bench.model)
     update = recipe.sent(_release(client, adapters.sub(trained, adapters.part(start, recipe.groups))))
     if recipe.keep:
-        state.keep(_drawer(client, run), PERSONAL, round, adapters.part(_release(client, adapters.read(client.bench.model)), recipe.keep))
+        carried.leave(drawer, round, recipe, _release(client, adapters.read(client.bench.model)))
+    if recipe.control:
+        update = {**update, **carried.renew(drawer, round, variate, recipe.sent(_release(client, fitted.gradient)), client.of)}
     metrics = {"loss": fitted.loss, "steps": fitted.steps, "seconds": time.monotonic() - began}
     if scored:
         own = evaluate(client.bench.model, client.held, client.bench.forward)
@@ -215,16 +198,6 @@ def _dataset(source: str, image: int) -> Dataset:
 def _split(source: str, image: int, partition: str, of: int, seed: int, validation: float) -> Split:
     dataset = _dataset(source, image)
     return split(build(json.loads(partition)), dataset.train.labels, dataset.test.labels, of, seed, validation)
-
-
-def _personal(client: Client, round: int, recipe: Recipe, received: Adapter, run: str) -> Adapter:
-    """Where training starts when groups stay at home: what was received, and of those groups what the last round left."""
-    found = state.recall(_drawer(client, run), PERSONAL, round - 1)
-    return {**client.bench.start, **received, **(adapters.part(found[1], recipe.keep) if found else {})}
-
-
-def _drawer(client: Client, run: str) -> Path:
-    return state.drawer(client.config.state, run, client.index)
 
 
 def _absorb(client: Client, adapter: Adapter) -> Adapter:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,56 +24,60 @@ class StateError(RuntimeError):
     """State that cannot be kept or read back; one line that says what to do."""
 
 
-def drawer(state: str, run: str, client: int) -> Path:
-    """The folder of one client in one run; nothing is touched. Raises StateError when ``run`` is no name for a folder."""
-    if not re.fullmatch(r"[a-z0-9_-]{1,128}", run):
-        raise StateError(f"what is kept between rounds needs a run's name of a-z, 0-9, _ and -, got {run[:60]!r}")
-    return Path(state).expanduser() / run / f"client-{client:03}"
+@dataclass(frozen=True)
+class Drawer:
+    """One client's state in one run, under the folder ``state``; nothing is touched until something is kept."""
 
+    state: str
+    run: str
+    client: int
 
-def keep(folder: Path, what: str, round: int, tensors: Adapter, last: int = 2) -> None:
-    """Write ``what`` as it stands after ``round``, whole or not at all.
+    @property
+    def folder(self) -> Path:
+        """Where the files lie. Raises StateError when ``run``, which the server chose, is no name for a folder."""
+        if not re.fullmatch(r"[a-z0-9_-]{1,128}", self.run):
+            raise StateError(f"what is kept between rounds needs a run's name of a-z, 0-9, _ and -, got {self.run[:60]!r}")
+        return Path(self.state).expanduser() / self.run / f"client-{self.client:03}"
 
-    Of those of earlier rounds ``last - 1`` stay, for a round that is to be repeated; of later ones, which an attempt that
-    was broken off left behind, none.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = _path(folder, what, round)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("wb") as file:
-        file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
-    _sync(folder)
-    kept = _rounds(folder, what)
-    for old in kept:
-        if old > round or old not in [r for r in kept if r <= round][-last:]:
-            _path(folder, what, old).unlink()
+    def keep(self, what: str, round: int, tensors: Adapter, last: int = 2) -> None:
+        """Write ``what`` as it stands after ``round``, whole or not at all.
 
+        Of those of earlier rounds ``last - 1`` stay, for a round that is to be repeated; of later ones, which an attempt
+        that was broken off left behind, none.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(what, round)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        with fresh.open("wb") as file:
+            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+        _sync(self.folder)
+        rounds = self._rounds(what)
+        for other in set(rounds) - set([r for r in rounds if r <= round][-last:]):
+            self._path(what, other).unlink()
 
-def recall(folder: Path, what: str, upto: int) -> tuple[int, Adapter] | None:
-    """The newest ``what`` that stood after a round of at most ``upto``, and that round; None where there is none.
+    def recall(self, what: str, upto: int) -> tuple[int, Adapter] | None:
+        """The newest ``what`` that stood after a round of at most ``upto``, and that round; None where there is none.
 
-    Raises StateError for a file that cannot be read.
-    """
-    rounds = [r for r in _rounds(folder, what) if r <= upto]
-    if not rounds:
-        return None
-    path = _path(folder, what, rounds[-1])
-    try:
-        return rounds[-1], load(path.read_bytes())
-    except (SafetensorError, OSError) as error:
-        raise StateError(f"state file {path} must be as it was written, but cannot be read ({error}); start the run anew") from None
+        Raises StateError for a file that cannot be read.
+        """
+        rounds = [r for r in self._rounds(what) if r <= upto]
+        if not rounds:
+            return None
+        path = self._path(what, rounds[-1])
+        try:
+            return rounds[-1], load(path.read_bytes())
+        except (SafetensorError, OSError) as error:
+            raise StateError(f"state file {path} must be as it was written, but cannot be read ({error}); start the run anew") from None
 
+    def _path(self, what: str, round: int) -> Path:
+        return self.folder / f"{what}-{round:05}.safetensors"
 
-def _path(folder: Path, what: str, round: int) -> Path:
-    return folder / f"{what}-{round:05}.safetensors"
-
-
-def _rounds(folder: Path, what: str) -> list[int]:
-    found = (re.fullmatch(rf"{re.escape(what)}-(\d+)\.safetensors", p.name) for p in folder.glob(f"{what}-*.safetensors"))
-    return sorted(int(match[1]) for match in found if match)
+    def _rounds(self, what: str) -> list[int]:
+        found = (re.fullmatch(rf"{what}-(\d+)\.safetensors", p.name) for p in self.folder.glob(f"{what}-*.safetensors"))
+        return sorted(int(match[1]) for match in found if match)
 
 
 def _sync(folder: Path) -> None:

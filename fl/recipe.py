@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from fl.adapter import Adapter, Group, group
+from fl.adapter import Adapter, Group, bare, group
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -30,7 +30,8 @@ class Recipe:
     the proximal weight of FedProx: the loss gains ``mu / 2 * |w - w_received|^2``. ``clip`` bounds the norm of the
     whole gradient; 0 turns it off. ``groups`` are those that train this round; () is all that the method trains. Those of
     ``keep`` train and stay at home: a client takes them from its own state, first from what it received or else started
-    with, and does not send them back.
+    with, and does not send them back. ``control`` is SCAFFOLD: variates travel beside the weights, both ways
+    (`strategies.scaffold`).
     """
 
     lr: dict[str, Amount]
@@ -47,12 +48,14 @@ class Recipe:
     span: tuple[Point, Point] = (0.0, 1.0)
     groups: tuple[Group, ...] = ()
     keep: tuple[Group, ...] = ()
+    control: bool = False
 
     def sent(self, adapter: Adapter) -> Adapter:
-        """Of ``adapter`` what an update under this recipe holds: the tensors of ``groups`` but not of ``keep``."""
+        """Of ``adapter`` what an update under this recipe holds: the tensors of ``groups`` but not of ``keep``, and what rides on them."""
         if not self.groups and not self.keep:
             return adapter
-        return {n: t for n, t in adapter.items() if (not self.groups or group(n) in self.groups) and group(n) not in self.keep}
+        chosen = {n: group(bare(n)) for n in adapter}
+        return {n: adapter[n] for n, g in chosen.items() if (not self.groups or g in self.groups) and g not in self.keep}
 
     def to_json(self) -> str:
         """The recipe as one JSON object; `from_json` reads it back equal."""

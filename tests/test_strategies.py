@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra.utils import get_object
 
-from fl.adapter import group, move, part
+from fl.adapter import group, move, part, ride
 from fl.config import CONF, ConfigError, build, load
 from fl.recipe import Recipe
 from strategies import ClientInfo, Update
@@ -81,7 +81,8 @@ def asked(strategy, start: dict, values: dict) -> tuple[dict, dict]:
     """
     recipe, given = strategy.ask(strategy.init(start), 1, ClientInfo(0, 10))
     assert all(group(name) in recipe.keep for name in start if name not in given)
-    return start | given, recipe.sent(values)
+    sent = recipe.sent(values)
+    return start | given, {**sent, **(ride("control", sent) if recipe.control else {})}
 
 
 def one_round(strategy, start: dict, updates: list[Update]) -> dict:

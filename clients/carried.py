@@ -1,18 +1,23 @@
-"""What a client carries from round to round: its own parts of the model, and its control variate.
+"""What a client carries from round to round: its own parts of the model, its control variate, the change of its base.
 
-Both are kept in plain order in the client's `Drawer`, and both are asked for by the recipe: without ``keep`` and
-``control`` no disk is touched.
+All is kept in plain order in the client's `Drawer`. The recipe asks for the first two, a strategy that changes the base for
+the third; without them no disk is touched.
 """
 
 from __future__ import annotations
 
 import torch
 
-from clients.state import Drawer
+from clients.state import Drawer, StateError
 from fl.adapter import Adapter, part, ride
+from fl.base import follow
 from fl.recipe import Recipe
 
-PERSONAL, CONTROL = "personal", "control"  # the files' names
+PERSONAL, CONTROL, BASE = "personal", "control", "base"  # the files' names
+
+
+class Behind(RuntimeError):
+    """The change of the base that arrived does not follow on what this client has of it: it needs the whole."""
 
 
 def start(drawer: Drawer, round: int, recipe: Recipe, first: Adapter, received: Adapter) -> Adapter:
@@ -43,3 +48,23 @@ def renew(drawer: Drawer, round: int, own: Adapter, gradient: Adapter, of: int) 
     """
     drawer.keep(CONTROL, round, {**own, **gradient})
     return ride(CONTROL, {n: (t - own[n]) / of for n, t in gradient.items()})
+
+
+def settle(drawer: Drawer, steps: Adapter, since: int, upto: int) -> Adapter:
+    """The whole change of the base up to round ``upto``, of which ``steps`` (`numbered`) came after ``since``; it is kept.
+
+    Raises Behind when what is kept is not of round ``since``, or cannot be read: unlike all else, the server has it, too.
+    """
+    before: Adapter = {}
+    if since:
+        try:
+            found = drawer.recall(BASE, since)
+        except StateError:
+            found = None
+        if found is None or found[0] != since:
+            raise Behind(f"client {drawer.client} does not have the base of round {since}")
+        before = found[1]
+    whole = follow(before, steps)
+    if upto > since:
+        drawer.keep(BASE, upto, whole, last=1)
+    return whole

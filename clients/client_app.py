@@ -18,7 +18,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import local
+from clients.carried import Behind
 from clients.state import StateError
+from fl.adapter import Adapter
 from fl.config import Config, ConfigError, Node, load
 from fl.datasets import DataError
 from fl.keys import KeyFileError
@@ -54,6 +56,8 @@ def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) 
             index, of = place(context)
             config = at_node(context, index)
             facts, packed = work(local.open_client(config, index, of), message)
+        except Behind:
+            facts, packed = {"behind": True}, None
         except EXPECTED as error:
             log.error("%s", error)
             facts, packed = {"error": without_paths(str(error), config), "client": index}, None
@@ -112,12 +116,18 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     return local.roll(client), None
 
 
+def arrived(client: local.Client, message: Message) -> Adapter:
+    """The adapter in ``message``, the model standing on the base that it means."""
+    facts = facts_of(message)
+    return local.settle(client, unpack(packed_of(message), float32()), str(facts.get("run", "")), facts.get("base"))
+
+
 @app.train()
 @answer
 def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """One round of training: the difference, the number of images, what the training was like."""
     facts = facts_of(message)
-    received = unpack(packed_of(message), float32())
+    received = arrived(client, message)
     recipe, scored = Recipe.from_json(facts["recipe"]), bool(facts["scored"])
     update, examples, metrics = local.train(client, int(facts["round"]), recipe, received, scored, str(facts["run"]))
     return {"examples": examples, "metrics": metrics}, pack(update, float32())
@@ -127,4 +137,4 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
 @answer
 def evaluate(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """Evaluate the adapter on this client's own shard: sums and counts."""
-    return local.score(client, unpack(packed_of(message), float32()))._asdict(), None
+    return local.score(client, arrived(client, message))._asdict(), None

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from fl.datasets.images import augment, resize, save_rows
 from fl.datasets.partition import Split, split
 from fl.lean.table import gathering
 from fl.learn import Prepare, Score, evaluate, fit
+from fl.models.lora import rebase
 from fl.provenance import code_digest, versions
 from fl.randomness import generator
 from fl.recipe import Recipe
@@ -113,6 +114,18 @@ def open_client(config: Config, index: int, of: int) -> Client:
     client = Client(config, index, of, key, cipher, dataset, parts)
     client.bench  # so that what is wrong with the weights is said now
     return client
+
+
+def settle(client: Client, received: Adapter, run: str = "", span: Sequence[int] | None = None) -> Adapter:
+    """Let the client's model stand on the base that a message means, and return the message without it.
+
+    ``span`` is the rounds after which and up to which the base's change in the message is; None, that the base is the
+    pristine one. To be called before `train` and `score`, since clients share a model. Raises `carried.Behind`.
+    """
+    own, control, steps = adapters.apart(received)
+    whole = carried.settle(Drawer(client.config.state, run, client.index), steps, *span) if span else {}
+    rebase(client.bench.model, whole)
+    return {**own, **adapters.ride("control", control)} if steps else received
 
 
 def train(

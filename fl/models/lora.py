@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fl.adapter import group
+from fl.adapter import Adapter, group
+from fl.base import modules, names
 from fl.models import WeightsError
 from fl.randomness import generator
 
@@ -40,6 +41,7 @@ class LoRAqv(nn.Module):
         self.weight, self.bias = qkv.weight, qkv.bias
         self.q = LowRank(qkv.in_features, rank, alpha)
         self.v = LowRank(qkv.in_features, rank, alpha)
+        self.pristine: dict[str, Tensor] = {}  # rows of the weight as they came, of the parts that `rebase` has changed
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = linear(x, self.weight, self.bias).chunk(3, dim=-1)
@@ -60,6 +62,30 @@ def attach(model: nn.Module, rank: int, alpha: float, seed: int) -> None:
                 path.lora_a.weight.uniform_(-bound, bound, generator=generator(seed, "lora", name, part))
                 path.lora_b.weight.zero_()
         model.get_submodule(name.rpartition(".")[0]).qkv = adapted.to(layer.weight.device)
+
+
+def rebase(model: nn.Module, change: Adapter) -> None:
+    """Let the frozen weights below LoRA be the pristine ones and s times ``change`` (`fl.base`), whatever they were before.
+
+    W_q <- W_q + s B A, or W_q + s D where the change is dense; without a change, the pristine ones again. Nothing adds up in
+    place, so the clients that share a model can take turns. Raises WeightsError for a change of what has no LoRA.
+    """
+    paths = {f"{n}.{part}": (m, at, part) for n, m in model.named_modules() if isinstance(m, LoRAqv) for at, part in ((0, "q"), (2, "v"))}
+    strangers = sorted(set(modules(change)) - set(paths))
+    if strangers:
+        raise WeightsError(f"a change of the base must be of modules with LoRA, got {strangers[0][:60]}; do both sides run one config?")
+    for module, (layer, at, part) in paths.items():
+        a, b, dense = names(module)
+        d, scale = layer.weight.shape[1], getattr(layer, part).scale
+        rows = layer.weight.detach()[at * d : (at + 1) * d]
+        if part in layer.pristine:
+            rows.copy_(layer.pristine.pop(part))
+        if a in change or dense in change:
+            layer.pristine[part] = rows.clone()
+        if a in change:
+            rows.addmm_(change[b].to(rows), change[a].to(rows), alpha=scale)
+        elif dense in change:
+            rows.add_(change[dense].to(rows), alpha=scale)
 
 
 def train_only(model: nn.Module, groups: Iterable[str]) -> None:

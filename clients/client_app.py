@@ -2,7 +2,7 @@
 
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``data-path``, ``weights-path``, ``device``.
+run's config ``key-path``, ``data-path``, ``weights-path``, ``device``, ``rank``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import local
-from fl.config import Config, ConfigError, Node, load
+from fl.config import Config, ConfigError, Node, load, node
 from fl.datasets import DataError
 from fl.keys import KeyFileError
 from fl.learn import TrainingError
@@ -37,7 +37,7 @@ if "ray" in sys.modules or "flwr.simulation.app" in sys.modules:
 app = ClientApp()
 log = logging.getLogger("veilora.client")
 
-NODE_SETTINGS = {"key-path": "key", "data-path": "data_root", "weights-path": "weights", "device": "device"}
+NODE_SETTINGS = {"key-path": "key", "data-path": "data_root", "weights-path": "weights", "device": "device", "rank": "rank"}
 EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, OSError)
 
 
@@ -77,7 +77,7 @@ def at_node(context: Context, index: int) -> Config:
     config = load(str(context.run_config.get("overrides", "")))
     simulated = config.nodes.get(index, Node())
     own = {field: str(context.node_config[name]) for name, field in NODE_SETTINGS.items() if name in context.node_config}
-    return config.at_node(simulated).at_node(Node(**own))
+    return config.at_node(simulated).at_node(node(own))
 
 
 def without_paths(text: str, config: Config | None) -> str:

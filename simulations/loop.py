@@ -26,7 +26,7 @@ from fl.wire.ledger import entry
 from strategies import ClientInfo, Update
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, Watch, history_row, totals
-from strategies.plan import cohort, enough, evaluates, orders, scores_own
+from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_own
 from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
 
 
@@ -42,10 +42,11 @@ def run(config: Config, journal: Journal) -> dict:
     for line in remarks(rolls):
         journal.say(line)
     strategy = build(config.strategy, recipe=config.recipe)
+    infos = [ClientInfo(roll.client, roll.train, roll.evaluate, roll.rank) for roll in rolls]
     enough(strategy, config, number)
+    one_rank(strategy, config, infos)
     journal.begin()
     local.keepsakes(clients[0], journal.folder)
-    infos = [ClientInfo(roll.client, roll.train, roll.evaluate) for roll in rolls]
     state = strategy.init(clients[0].bench.start)
 
     for round in range(1, config.rounds + 1):

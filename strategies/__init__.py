@@ -25,11 +25,15 @@ State = Any
 
 
 class ClientInfo(NamedTuple):
-    """What the server knows of a client: its number, how many images it trains on, and how many it is evaluated on."""
+    """What the server knows of a client: its number, how many images it trains on, and how many it is evaluated on.
+
+    ``rank``: of its LoRA factors; None is the run's largest, which the method names.
+    """
 
     client: int
     examples: int
     held: int = 0
+    rank: int | None = None
 
 
 class Update(NamedTuple):
@@ -45,7 +49,7 @@ class Update(NamedTuple):
 
 
 class Strategy(NamedTuple):
-    """A federated algorithm as five fields and a number.
+    """A federated algorithm as functions and facts.
 
     ``linear``: the server needs only weighted sums of fixed-shape uploads (so that they may be blinded).
     ``init(adapter)``: the first state, from the adapter that every client starts with.
@@ -55,6 +59,7 @@ class Strategy(NamedTuple):
     ``list(updates)``.
     ``view(state)``: the global adapter, to evaluate and to keep.
     ``fewest``: clients that a round must have for ``apply`` to make sense.
+    ``ranks``: takes clients of different ranks; it is then for ``ask`` to give each factors of its own.
     """
 
     linear: bool
@@ -63,3 +68,4 @@ class Strategy(NamedTuple):
     apply: Callable[[State, int, Iterable[Update]], State]
     view: Callable[[State], Adapter]
     fewest: int = 1
+    ranks: bool = False

@@ -17,7 +17,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import local
+from clients import link, local
 from clients.carried import Behind
 from clients.state import StateError
 from fl.adapter import Adapter
@@ -28,8 +28,8 @@ from fl.learn import TrainingError
 from fl.models import WeightsError
 from fl.provenance import ROOT
 from fl.recipe import Recipe
-from fl.wire.flat import Packed, WireError, pack, unpack
-from fl.wire.float32 import float32
+from fl.wire.coding import WHOLE, coding
+from fl.wire.flat import Packed, WireError, pack
 from fl.wire.records import facts_of, packed_of, to_content
 
 if "ray" in sys.modules or "flwr.simulation.app" in sys.modules:
@@ -111,7 +111,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """The roll call; the first client also keeps a preview and the split, on its own machine."""
     wish = facts_of(message)
     if wish.get("start"):
-        return {}, pack(client.bench.start, float32())
+        return {}, pack(client.bench.start, WHOLE)
     run = str(wish.get("run", ""))
     if client.index == 0 and re.fullmatch(r"[a-z0-9_-]+", run):
         local.keepsakes(client, Path(client.config.output).expanduser() / run)
@@ -121,7 +121,8 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
 def arrived(client: local.Client, message: Message) -> Adapter:
     """The adapter in ``message``, the model standing on the base that it means."""
     facts = facts_of(message)
-    return local.settle(client, unpack(packed_of(message), float32()), str(facts.get("run", "")), facts.get("base"))
+    run, wire = str(facts.get("run", "")), coding(client.config)
+    return local.settle(client, link.arrived(client.drawer(run), wire, packed_of(message), facts.get("link")), run, facts.get("base"))
 
 
 @app.train()
@@ -132,7 +133,8 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     received = arrived(client, message)
     recipe, scored = Recipe.from_json(facts["recipe"]), bool(facts["scored"])
     update, examples, metrics = local.train(client, int(facts["round"]), recipe, received, scored, str(facts["run"]))
-    return {"examples": examples, "metrics": metrics}, pack(update, float32())
+    packed = link.leaving(client.drawer(str(facts["run"])), coding(client.config), client.config.seed, int(facts["round"]), update)
+    return {"examples": examples, "metrics": metrics}, packed
 
 
 @app.evaluate()

@@ -58,6 +58,10 @@ class Client:
         """The model, which a process keeps for the clients of one config."""
         return workbench(self.config, self.key, len(self.dataset.classes))
 
+    def drawer(self, run: str) -> Drawer:
+        """What this client keeps between the rounds of ``run``."""
+        return Drawer(self.config.state, run, self.index)
+
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, h, w) as the source has them -> uint8 as the model reads them: resized, then encrypted."""
         return self.cipher.encrypt(resize(images, self.config.model["image"]))
@@ -125,7 +129,7 @@ def settle(client: Client, received: Adapter, run: str = "", span: Sequence[int]
     pristine one. To be called before `train` and `score`, since clients share a model. Raises `carried.Behind`.
     """
     own, control, steps = adapters.apart(received)
-    whole = carried.settle(Drawer(client.config.state, run, client.index), steps, *span) if span else {}
+    whole = carried.settle(client.drawer(run), steps, *span) if span else {}
     rebase(client.bench.model, whole)
     return {**own, **adapters.ride("control", control)} if steps else received
 
@@ -140,7 +144,7 @@ def train(
     own_examples.
     """
     began = time.monotonic()
-    drawer = Drawer(client.config.state, run, client.index)
+    drawer = client.drawer(run)
     given = adapters.apart(received)
     start = _put(client, carried.start(drawer, round, recipe, client.bench.start, given.own))
     variate = carried.variate(drawer, round, given.control) if recipe.control else {}

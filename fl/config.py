@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator, validate_call
 
+from fl.adapter import Group
 from fl.recipe import Recipe
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -78,6 +79,9 @@ class Config(BaseModel):
     cipher: dict[str, Any]
     method: dict[str, Any]
     strategy: dict[str, Any]
+    codec: dict[str, Any]
+    codecs: dict[Group, dict[str, Any]] = {}   # in codec's place, by group
+    feedback: bool                             # add what a lossy codec lost to the next upload
     recipe: Recipe
     nodes: dict[int, Node] = {}
     rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest
@@ -91,7 +95,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _pairs(self) -> Config:
-        for part in ("model", "data", "partition", "cipher", "method", "strategy"):
+        for part in ("model", "data", "partition", "cipher", "method", "strategy", "codec"):
             if not isinstance(getattr(self, part).get("_target_"), str):
                 raise ValueError(f"{part} must name its builder in _target_; choose {part}=NAME")
         image, patch = self.model.get("image"), self.model.get("patch")

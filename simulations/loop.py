@@ -13,6 +13,7 @@ from typing import Callable, Iterator
 
 from clients import local
 from clients.carried import Behind
+from clients.link import arrived, leaving
 from clients.state import StateError
 from fl.adapter import Adapter
 from fl.config import Config, ConfigError, Node, build, load
@@ -22,11 +23,12 @@ from fl.keys import KeyFileError
 from fl.learn import TrainingError
 from fl.models import WeightsError
 from fl.provenance import code_digest
-from fl.wire.flat import pack, packer, unpack
-from fl.wire.float32 import float32
+from fl.wire.coding import coding
+from fl.wire.flat import unpack
 from fl.wire.ledger import entry
 from strategies import ClientInfo, Update
 from strategies.catchup import Catchup
+from strategies.downlink import Downlink
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, Watch, history_row, totals
 from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_own
@@ -38,8 +40,6 @@ Train = Callable[..., tuple[Adapter, int, dict[str, float]]]
 
 def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     """Run the federation that ``config`` describes and return its summary; ``train`` is how its clients do, as `local.train`."""
-    codec = float32()
-    pack_once = packer(codec)
     number = config.clients or 2
     nodes = [config.at_node(config.nodes.get(i, Node())) for i in range(number)]
     clients = [local.open_client(node, i, number) for i, node in enumerate(nodes)]
@@ -53,7 +53,8 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     one_rank(strategy, config, infos)
     journal.begin()
     local.keepsakes(clients[0], journal.folder)
-    state, catchup = strategy.init(clients[0].bench.start), Catchup(strategy)
+    state, catchup, wire = strategy.init(clients[0].bench.start), Catchup(strategy), coding(config)
+    downlink = Downlink(wire, catchup, config.seed)
 
     for round in range(1, config.rounds + 1):
         began, ledger, members = time.monotonic(), [], cohort(config, round, number)
@@ -61,11 +62,11 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
 
         def deliver(kind: str, i: int, upto: int, adapter: Adapter) -> Adapter:
             """What client i receives, its model standing on the base of round ``upto``; where it is behind, it is sent all of that."""
-            for message, facts in catchup.messages(state, upto, i, adapter):
-                down = pack_once(message)
+            for down, facts in downlink.messages(state, upto, i, adapter):
                 ledger.append(entry(kind, "down", down.header, down.nbytes))
                 try:
-                    return local.settle(clients[i], unpack(down, codec), journal.run, facts.get("base"))
+                    received = arrived(clients[i].drawer(journal.run), wire, down, facts.get("link"))
+                    return local.settle(clients[i], received, journal.run, facts.get("base"))
                 except Behind as behind:
                     journal.progress(str(behind))
             raise AssertionError("nobody is behind with the whole")
@@ -76,8 +77,8 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
                 recipe, given = orders(strategy, config, state, round, infos[i])
                 received = deliver("train", i, round - 1, given)
                 adapter, examples, metrics = train(clients[i], round, recipe, received, scores_own(config, round), journal.run)
-                up = pack(adapter, codec)
-                update = admit(Update(i, unpack(up, codec), examples, metrics), recipe.sent(given), infos[i])
+                up = leaving(clients[i].drawer(journal.run), wire, config.seed, round, adapter)
+                update = admit(Update(i, unpack(up, wire.differences), examples, metrics), recipe.sent(given), infos[i])
                 ledger.append(entry("train", "up", up.header, up.nbytes))
                 yield watch.see(given, update)
 

@@ -21,6 +21,11 @@ class Catchup:
         self._seen: dict[int, int] = {}
         self._last: tuple[Adapter, tuple[int, int], Adapter] | None = None
 
+    @property
+    def single(self) -> bool:
+        """Whether the base never changes, so that `messages` gives one message alone."""
+        return self._base is None
+
     def messages(
         self, state: State, upto: int, client: int, adapter: Adapter, facts: Mapping[str, Any] = {}
     ) -> Iterator[tuple[Adapter, dict[str, Any]]]:

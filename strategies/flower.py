@@ -19,12 +19,13 @@ from fl.config import Config, build
 from fl.journal import Journal
 from fl.provenance import code_digest
 from fl.recipe import Recipe
-from fl.wire.flat import Codec, Packed, WireError, packer, unpack
-from fl.wire.float32 import float32
+from fl.wire.coding import WHOLE, coding
+from fl.wire.flat import Codecs, Packed, WireError, unpack
 from fl.wire.ledger import Entry, entry
 from fl.wire.records import facts_of, packed_of, serialised_bytes, to_content
 from strategies import ClientInfo, Update
 from strategies.catchup import Catchup
+from strategies.downlink import Downlink
 from strategies.exchange import POLL, RunFailed, exchange
 from strategies.gate import ALWAYS, OWN, admit
 from strategies.history import Evaluation, Watch, history_row, totals
@@ -37,8 +38,7 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
 
     Raises RunFailed, RollCallError and ConfigError.
     """
-    codec, before = float32(), []
-    pack_once = packer(codec)
+    wire, before = coding(config), []
     nodes, rolls = roll_call(grid, config, journal, before)
     strategy = build(config.strategy, recipe=config.recipe)
     infos = {roll.client: ClientInfo(roll.client, roll.train, roll.evaluate, roll.rank) for roll in rolls}
@@ -48,6 +48,7 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     number = {node: client for client, node in nodes.items()}
     state = strategy.init(starting_adapter(grid, config, nodes[0], rolls[0], before))
     catchup = Catchup(strategy)
+    downlink = Downlink(wire, catchup, config.seed)
 
     for round in range(1, config.rounds + 1):
         began, ledger, asked, orders_of = time.monotonic(), [], {}, {}
@@ -56,15 +57,15 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
         for client in members:
             asked[client] = recipe, given = orders(strategy, config, state, round, infos[client])
             facts = {"run": journal.run, "round": round, "recipe": recipe.to_json(), "scored": scores_own(config, round)}
-            orders_of[client] = catchup.messages(state, round - 1, client, given, facts)
-        replies = converse(grid, config, journal, "train", round, orders_of, nodes, pack_once, ledger)
-        state = strategy.apply(state, round, updates_of(replies, number, infos, asked, codec, watch, ledger))
+            orders_of[client] = downlink.messages(state, round - 1, client, given, facts)
+        replies = converse(grid, config, journal, "train", round, orders_of, nodes, ledger)
+        state = strategy.apply(state, round, updates_of(replies, number, infos, asked, wire.differences, watch, ledger))
 
         scores: list[Evaluation] = []
         if evaluates(config, round):
             view = strategy.view(state)
-            orders_of = {client: catchup.messages(state, round, client, view, {"run": journal.run}) for client in nodes}
-            for reply in converse(grid, config, journal, "evaluate", round, orders_of, nodes, pack_once, ledger):
+            orders_of = {client: downlink.messages(state, round, client, view, {"run": journal.run}) for client in nodes}
+            for reply in converse(grid, config, journal, "evaluate", round, orders_of, nodes, ledger):
                 scores.append(evaluation_of(rolls[number[reply.metadata.src_node_id]], reply))
                 ledger.append(weigh("evaluate", "up", reply))
         journal.round(history_row(round, watch, scores, ledger, time.monotonic() - began))
@@ -78,9 +79,8 @@ def converse(
     journal: Journal,
     kind: str,
     round: int,
-    orders_of: Mapping[int, Iterator[tuple[Adapter, dict[str, Any]]]],
+    orders_of: Mapping[int, Iterator[tuple[Packed, dict[str, Any]]]],
     nodes: Mapping[int, int],
-    pack_once: Callable[[Adapter], Packed],
     ledger: list[Entry],
 ) -> Iterator[Message]:
     """Tell every client its first order and give out one reply of each, in the order of the clients.
@@ -91,10 +91,10 @@ def converse(
     number = {node: client for client, node in nodes.items()}
 
     def tell(client: int) -> Message:
-        given, facts = next(orders_of[client], (None, None))
-        if given is None:
-            raise RunFailed(f"client {client} must take the whole change of the base, but is behind even so; look at its log")
-        told = message(kind, nodes[client], round, facts, pack_once(given))
+        packed, facts = next(orders_of[client], (None, None))
+        if packed is None:
+            raise RunFailed(f"client {client} must take what is sent whole, but is behind even so; look at its log")
+        told = message(kind, nodes[client], round, facts, packed)
         ledger.append(weigh(kind, "down", told))
         return told
 
@@ -112,7 +112,7 @@ def updates_of(
     number: Mapping[int, int],
     infos: Mapping[int, ClientInfo],
     asked: Mapping[int, tuple[Recipe, Adapter]],
-    codec: Codec,
+    codec: Codecs,
     watch: Watch,
     ledger: list[Entry],
 ) -> Iterator[Update]:
@@ -171,7 +171,7 @@ def starting_adapter(grid: Grid, config: Config, node: int, roll: Roll, ledger: 
     (reply,) = exchange(grid, config.timeout, [question], {node: roll.client})
     ledger += [weigh("query", "down", question), weigh("query", "up", reply)]
     try:
-        start = unpack(packed_of(reply), float32())
+        start = unpack(packed_of(reply), WHOLE)
     except WireError as error:
         raise RunFailed(f"client {roll.client}: {error}") from None
     if digest(start) != roll.digests["start"]:
@@ -187,7 +187,7 @@ def _check_number(config: Config, brought: int) -> None:
         )
 
 
-def update_of(client: int, reply: Message, codec: Codec) -> Update:
+def update_of(client: int, reply: Message, codec: Codecs) -> Update:
     """The update in a reply. Raises RunFailed, naming the client, when there is none that can be read."""
     try:
         facts = facts_of(reply)

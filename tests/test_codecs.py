@@ -17,7 +17,7 @@ from fl.wire.quantised import quantised
 
 INT8, INT4 = quantised(8, 256), quantised(4, 64)
 SHAPES = ((), (0, 4), (1,), (7,), (255,), (256,), (257,), (5, 3, 4, 4))
-ALL = (float32(), half("bfloat16"), half("float16"), INT8, INT4, quantised(4, 3), low_rank(INT8, 2), low_rank(float32(), 1))
+ALL = (float32(), half("bfloat16"), half("float16"), INT8, INT4, quantised(4, 3), low_rank(2), low_rank(1, 4, 64))
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -83,21 +83,23 @@ def test_a_value_costs_what_is_said(codec, bytes_):
     assert codec.encode(drawn(745_728)).size == pytest.approx(745_728 * bytes_, rel=1e-4)
 
 
-def test_low_rank_is_the_best_of_its_rank_and_exact_for_what_has_no_more():
-    codec, exact = low_rank(float32(), 3), drawn(40, 3) @ drawn(3, 30, seed=1)
-    torch.testing.assert_close(codec.decode(codec.encode(exact), (40, 30)), exact, rtol=1e-4, atol=1e-4)
+def test_low_rank_is_nearly_the_best_of_its_rank_and_all_there_is_where_there_is_no_more():
+    codec = low_rank(3)
     x = drawn(40, 3, 2, 5)
     back = codec.decode(codec.encode(x), x.shape)
     u, s, vt = torch.linalg.svd(x.flatten(1), full_matrices=False)
-    torch.testing.assert_close(back.flatten(1), u[:, :3] * s[:3] @ vt[:3], rtol=1e-4, atol=1e-4)
-    assert codec.encode(x).size == 4 * 3 * (40 + 30)
-    assert low_rank(INT8, 4).encode(drawn(768, 3, 16, 16)).size == 4 * 1536 + 2 * 24
-    assert torch.equal(codec.decode(codec.encode(drawn(5)), (5,)), drawn(5))  # no matrix: as it is
+    best = u[:, :3] * s[:3] @ vt[:3]
+    assert float((back.flatten(1) - best).norm() / best.norm()) < 0.02  # what eight bits cost
+    exact = drawn(40, 3) @ drawn(3, 30, seed=1)
+    assert float((codec.decode(codec.encode(exact), (40, 30)) - exact).norm() / exact.norm()) < 0.02
+    assert codec.encode(x).size == 3 * (40 + 30) + 2
+    assert low_rank(4).encode(drawn(768, 3, 16, 16)).size == 4 * 1536 + 2 * 24
+    assert torch.equal(codec.decode(codec.encode(drawn(5)), (5,)), INT8.decode(INT8.encode(drawn(5)), (5,)))  # no matrix: as it is
 
 
 def test_each_group_has_its_codec():
     adapter = {"a.lora_a.weight": drawn(4, 30), "patch_embed.proj.weight": drawn(30, 3, 4, 4), "head.bias": drawn(10)}
-    codecs = {"lora_a": INT8, "patch_embed": low_rank(INT4, 2), "head": float32()}
+    codecs = {"lora_a": INT8, "patch_embed": low_rank(2, 4, 64), "head": float32()}
     packed = pack(adapter, codecs, generator(0, "codec"))
     back = unpack(packed, codecs)
     assert set(back) == set(adapter) and torch.equal(back["head.bias"], adapter["head.bias"])

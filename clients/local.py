@@ -28,6 +28,7 @@ from fl.datasets.images import augment, resize, save_rows
 from fl.datasets.partition import Split, split
 from fl.lean.table import gathering
 from fl.learn import Prepare, Score, evaluate, fit
+from fl.models import settle
 from fl.models.lora import take_rank
 from fl.provenance import code_digest, versions
 from fl.randomness import generator
@@ -151,6 +152,7 @@ def train(client: Client, round: int, recipe: Recipe, received: Adapter, scored:
             fitted = fit(client.bench.model, client.plain, recipe, stream, client.augmented, client.bench.forward)
         else:
             fitted = fit(client.bench.model, client.train, recipe, stream, None, client.bench.forward)
+        settle(client.bench.model)
         trained = adapters.read(client.bench.model)
     update = _release(client, adapters.sub(trained, adapters.part(start, recipe.groups)))
     metrics = {"loss": fitted.loss, "steps": fitted.steps, "seconds": time.monotonic() - began}

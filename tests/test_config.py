@@ -163,7 +163,7 @@ def test_a_recipe_survives_the_wire():
 
 
 def test_a_group_that_does_not_exist_is_named_with_those_that_do():
-    with pytest.raises(ValueError, match="groups(.|\n)*'lora_a', 'lora_b', 'patch_embed', 'head' or 'backbone'(.|\n)*'tail'"):
+    with pytest.raises(ValueError, match="groups(.|\n)*'lora_a', 'lora_b', 'lora_r', 'patch_embed', 'head' or 'backbone'(.|\n)*'tail'"):
         Recipe(lr={}, groups=("tail",))
 
 

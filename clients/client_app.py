@@ -2,7 +2,7 @@
 
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``data-path``, ``weights-path``, ``device``, ``rank``.
+run's config ``key-path``, ``data-path``, ``weights-path``, ``state-path``, ``device``, ``rank``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import local
+from clients.carried import Behind
+from clients.state import StateError
+from fl.adapter import Adapter
 from fl.config import Config, ConfigError, Node, load, node
 from fl.datasets import DataError
 from fl.keys import KeyFileError
@@ -37,8 +40,10 @@ if "ray" in sys.modules or "flwr.simulation.app" in sys.modules:
 app = ClientApp()
 log = logging.getLogger("veilora.client")
 
-NODE_SETTINGS = {"key-path": "key", "data-path": "data_root", "weights-path": "weights", "device": "device", "rank": "rank"}
-EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, OSError)
+NODE_SETTINGS = {
+    "key-path": "key", "data-path": "data_root", "weights-path": "weights", "state-path": "state", "device": "device", "rank": "rank",
+}  # fmt: skip
+EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, StateError, OSError)
 
 
 def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) -> Callable[[Message, Context], Message]:
@@ -53,6 +58,8 @@ def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) 
             index, of = place(context)
             config = at_node(context, index)
             facts, packed = work(local.open_client(config, index, of), message)
+        except Behind:
+            facts, packed = {"behind": True}, None
         except EXPECTED as error:
             log.error("%s", error)
             facts, packed = {"error": without_paths(str(error), config), "client": index}, None
@@ -89,6 +96,7 @@ def without_paths(text: str, config: Config | None) -> str:
         "model.weights": config.model.get("weights", ""),
         "key": config.key,
         "output": config.output,
+        "state": config.state,
     }
     for name, where in places.items():
         for path in (str(Path(str(where)).expanduser()), str(where)):
@@ -110,14 +118,20 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     return local.roll(client), None
 
 
+def arrived(client: local.Client, message: Message) -> Adapter:
+    """The adapter in ``message``, the model standing on the base that it means."""
+    facts = facts_of(message)
+    return local.settle(client, unpack(packed_of(message), float32()), str(facts.get("run", "")), facts.get("base"))
+
+
 @app.train()
 @answer
 def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """One round of training: the difference, the number of images, what the training was like."""
     facts = facts_of(message)
-    received = unpack(packed_of(message), float32())
+    received = arrived(client, message)
     recipe, scored = Recipe.from_json(facts["recipe"]), bool(facts["scored"])
-    update, examples, metrics = local.train(client, int(facts["round"]), recipe, received, scored)
+    update, examples, metrics = local.train(client, int(facts["round"]), recipe, received, scored, str(facts["run"]))
     return {"examples": examples, "metrics": metrics}, pack(update, float32())
 
 
@@ -125,4 +139,4 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
 @answer
 def evaluate(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """Evaluate the adapter on this client's own shard: sums and counts."""
-    return local.score(client, unpack(packed_of(message), float32()))._asdict(), None
+    return local.score(client, arrived(client, message))._asdict(), None

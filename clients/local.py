@@ -12,11 +12,14 @@ import time
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Callable, Hashable
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from clients import carried
+from clients.shelf import Shelf
+from clients.state import Drawer
 from clients.workbench import Workbench, workbench
 from fl import adapter as adapters
 from fl import keys
@@ -28,8 +31,8 @@ from fl.datasets.images import augment, resize, save_rows
 from fl.datasets.partition import Split, split
 from fl.lean.table import gathering
 from fl.learn import Prepare, Score, evaluate, fit
-from fl.models import settle
-from fl.models.lora import take_rank
+from fl.models import fold
+from fl.models.lora import rebase, take_rank
 from fl.provenance import code_digest, versions
 from fl.randomness import generator
 from fl.recipe import Recipe
@@ -93,28 +96,6 @@ class Client:
         return Examples(self.prepare(plain.images), plain.labels)
 
 
-class Shelf:
-    """The partitions of one config that a process keeps ready, as many as fit in ``config.keep`` gigabytes.
-
-    What came first stays: clients take turns, and whoever makes room for the newest in a circle never finds anything.
-    """
-
-    def __init__(self) -> None:
-        self.config: Config | None = None
-        self.kept: dict[Hashable, Examples] = {}
-
-    def get(self, config: Config, name: Hashable, make: Callable[[], Examples]) -> Examples:
-        """What lies under ``name``; made, and laid there if there is room, when nothing does."""
-        if config != self.config:
-            self.config, self.kept = config, {}
-        if name in self.kept:
-            return self.kept[name]
-        examples = make()
-        if sum(e.images.nbytes for e in (examples, *self.kept.values())) <= config.keep * 1e9:
-            self.kept[name] = examples
-        return examples
-
-
 SHELF = Shelf()
 
 
@@ -138,23 +119,44 @@ def open_client(config: Config, index: int, of: int) -> Client:
     return client
 
 
-def train(client: Client, round: int, recipe: Recipe, received: Adapter, scored: bool = False) -> tuple[Adapter, int, dict[str, float]]:
-    """Train from ``received`` as ``recipe`` asks.
+def settle(client: Client, received: Adapter, run: str = "", span: Sequence[int] | None = None) -> Adapter:
+    """Let the client's model stand on the base that a message means, and return the message without it.
 
-    Returns the difference from ``received`` of what trained, in plain order, the number of images, and metrics: loss,
-    steps, seconds, and where the client's own model is to be ``scored`` on its shard own_loss, own_correct, own_examples.
+    ``span`` is the rounds after which and up to which the base's change in the message is; None, that the base is the
+    pristine one. To be called before `train` and `score`, since clients share a model. Raises `carried.Behind`.
+    """
+    own, control, steps = adapters.apart(received)
+    whole = carried.settle(Drawer(client.config.state, run, client.index), steps, *span) if span else {}
+    rebase(client.bench.model, whole)
+    return {**own, **adapters.ride("control", control)} if steps else received
+
+
+def train(
+    client: Client, round: int, recipe: Recipe, received: Adapter, scored: bool = False, run: str = ""
+) -> tuple[Adapter, int, dict[str, float]]:
+    """Train from ``received`` as ``recipe`` asks; what is to outlive the round is kept under the name of the ``run``.
+
+    Returns the difference of what trained and is sent from where it started, in plain order, the number of images, and
+    metrics: loss, steps, seconds, and where the client's own model is to be ``scored`` on its shard own_loss, own_correct,
+    own_examples.
     """
     began = time.monotonic()
-    start = _put(client, received)
+    drawer = Drawer(client.config.state, run, client.index)
+    given = adapters.apart(received)
+    start = _put(client, carried.start(drawer, round, recipe, client.bench.start, given.own))
+    variate = carried.variate(drawer, round, given.control) if recipe.control else {}
+    correction = _absorb(client, {n: c - variate[n] for n, c in recipe.sent(given.control).items()}) if recipe.control else None
     stream = generator(client.config.seed, "train", round, client.index)
     with adapters.only(client.bench.model, recipe.groups):
-        if recipe.augment:
-            fitted = fit(client.bench.model, client.plain, recipe, stream, client.augmented, client.bench.forward)
-        else:
-            fitted = fit(client.bench.model, client.train, recipe, stream, None, client.bench.forward)
-        settle(client.bench.model)
+        images, prepare = (client.plain, client.augmented) if recipe.augment else (client.train, None)
+        fitted = fit(client.bench.model, images, recipe, stream, prepare, client.bench.forward, correction)
+        fold(client.bench.model)
         trained = adapters.read(client.bench.model)
-    update = _release(client, adapters.sub(trained, adapters.part(start, recipe.groups)))
+    update = recipe.sent(_release(client, adapters.sub(trained, adapters.part(start, recipe.groups))))
+    if recipe.keep:
+        carried.leave(drawer, round, recipe, _release(client, adapters.read(client.bench.model)))
+    if recipe.control:
+        update = {**update, **carried.renew(drawer, round, variate, recipe.sent(_release(client, fitted.gradient)), client.of)}
     metrics = {"loss": fitted.loss, "steps": fitted.steps, "seconds": time.monotonic() - began}
     if scored:
         own = evaluate(client.bench.model, client.held, client.bench.forward)

@@ -10,7 +10,7 @@ import math
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Iterator, Literal, Mapping, Sequence, get_args
+from typing import Iterable, Iterator, Literal, Mapping, NamedTuple, Sequence, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,17 +23,43 @@ Adapter = Mapping[str, Tensor]
 PATCH_EMBED = "patch_embed.proj.weight"
 Group = Literal["lora_a", "lora_b", "lora_r", "patch_embed", "head", "backbone"]
 GROUPS: tuple[Group, ...] = get_args(Group)
+RIDERS = ("control", "base")  # travel beside the weights, as control.<name>: control variates, a change of what is frozen
+
+
+class Parts(NamedTuple):
+    """A message taken apart: the weights, and what rode along under its bare names."""
+
+    own: Adapter
+    control: Adapter
+    base: Adapter
 
 
 def group(name: str) -> str:
-    """The parameter group of a tensor, one of ``GROUPS``: learning rates, bytes and codecs go by it."""
+    """The parameter group of a tensor, one of ``GROUPS``, or of ``RIDERS``: learning rates, bytes and codecs go by it."""
     parts = name.split(".")
-    return next((g for g in GROUPS if g in parts), "backbone")
+    return parts[0] if parts[0] in RIDERS else next((g for g in GROUPS if g in parts), "backbone")
+
+
+def bare(name: str) -> str:
+    """The name of the weights that a rider is about; any other name itself."""
+    return name.partition(".")[2] if group(name) in RIDERS else name
+
+
+def ride(rider: str, tensors: Mapping[str, Tensor]) -> Adapter:
+    """``tensors`` named as what rides along in a message."""
+    return {f"{rider}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def apart(adapter: Adapter) -> Parts:
+    """What `ride` put together; an adapter without riders is its own part as it is."""
+    riders = {rider: {bare(n): t for n, t in adapter.items() if group(n) == rider} for rider in RIDERS}
+    own = {n: t for n, t in adapter.items() if group(n) not in RIDERS} if any(riders.values()) else adapter
+    return Parts(own, **riders)
 
 
 def ordered(names: Iterable[str]) -> list[str]:
     """``names`` as they stand in a buffer and in a message: by group, then by name."""
-    return sorted(names, key=lambda n: (GROUPS.index(group(n)), n))
+    return sorted(names, key=lambda n: ((*GROUPS, *RIDERS).index(group(n)), n))
 
 
 def flat(tensors: Mapping[str, Tensor]) -> Flat:
@@ -165,9 +191,9 @@ def norms(adapter: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def groups(names: Iterable[str]) -> list[str]:
-    """The groups present, in the order of ``GROUPS``."""
+    """The groups present, in the order of ``GROUPS``, and after them the riders."""
     present = {group(n) for n in names}
-    return [g for g in GROUPS if g in present]
+    return [g for g in (*GROUPS, *RIDERS) if g in present]
 
 
 def count(adapter: Mapping[str, Tensor]) -> int:

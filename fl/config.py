@@ -41,6 +41,7 @@ class Node(BaseModel):
     data_root: str | None = None
     weights: str | None = None
     device: str | None = None
+    state: str | None = None
     rank: PositiveInt | None = None
 
 
@@ -70,6 +71,7 @@ class Config(BaseModel):
     timeout: float = Field(gt=0, allow_inf_nan=False)   # seconds without any answer in a round
     key: str
     output: str
+    state: str                                 # where a client keeps what outlives a round
     model: dict[str, Any]
     data: dict[str, Any]
     partition: dict[str, Any]
@@ -80,7 +82,7 @@ class Config(BaseModel):
     nodes: dict[int, Node] = {}
     rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest
 
-    @field_validator("key", "output")
+    @field_validator("key", "output", "state")
     @classmethod
     def _absolute(cls, path: str) -> str:
         if not Path(path).expanduser().is_absolute():
@@ -117,7 +119,8 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that two parties share exactly when they compute the same run (places may differ)."""
-        shared = self.model_dump(exclude={"key", "output", "engine", "diagnostics", "device", "nodes", "keep", "wait", "timeout", "rank"})
+        places = {"key", "output", "state", "engine", "diagnostics", "device", "nodes", "keep", "wait", "timeout", "rank"}
+        shared = self.model_dump(exclude=places)
         for part, local in (("data", "root"), ("model", "weights")):
             shared[part] = {k: v for k, v in shared[part].items() if k != local}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]

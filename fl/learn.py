@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fl.adapter import GROUPS, flat, group
+from fl.adapter import GROUPS, Adapter, check_like, flat, group
 from fl.datasets import Examples
 from fl.flat import Flat
 from fl.models import Forward
@@ -25,11 +25,15 @@ class TrainingError(RuntimeError):
 
 
 class Fitted(NamedTuple):
-    """What a round of training was like: steps taken, mean loss over the steps, examples seen."""
+    """What a round of training was like: steps taken, mean loss over the steps, examples seen.
+
+    Under ``correction`` also the mean over the steps of the loss's own gradient, without it, on the CPU.
+    """
 
     steps: int
     loss: float
     seen: int
+    gradient: Adapter | None = None
 
 
 class Score(NamedTuple):
@@ -47,11 +51,12 @@ def fit(
     stream: Generator,
     prepare: Prepare | None = None,
     forward: Forward | None = None,
+    correction: Adapter | None = None,
 ) -> Fitted:
     """Train the parameters of ``model`` that require a gradient, in place, as ``recipe`` says.
 
     ``forward`` computes the model's logits, by default as the model itself does. ``stream`` decides the order of the
-    examples and what ``prepare`` draws. Raises TrainingError for a loss that is not finite, and for fewer than two
+    examples and what ``prepare`` draws. ``correction`` is added to the gradient of each step, before it is clipped. Raises TrainingError for a loss that is not finite, and for fewer than two
     examples: a one-image step can give the image away, so none is ever taken.
     """
     if len(examples.labels) < 2:
@@ -62,6 +67,8 @@ def fit(
     if not trained:
         raise TrainingError(f"something must train, but the method has none of recipe.groups={list(recipe.groups)}; choose others")
     grads, groups = _gather(trained)
+    shift = None if correction is None else _laid(correction, grads)
+    raw = None if correction is None else torch.zeros_like(grads.buffer)
     start = {g: p.detach().clone() for g, p in groups.items()} if recipe.mu else {}
     optimizer = _optimizer(groups, recipe)
     total = recipe.epochs * _steps(len(examples.labels), recipe.batch)
@@ -75,6 +82,9 @@ def fit(
         grads.buffer.zero_()
         loss = cross_entropy(forward(images.to(device)), labels.to(device))
         loss.backward()
+        if shift is not None:
+            raw.add_(grads.buffer)
+            grads.buffer.add_(shift)
         for name in start:
             groups[name].grad.add_(groups[name].detach() - start[name], alpha=recipe.mu)
         if recipe.clip:
@@ -85,7 +95,7 @@ def fit(
     mean = float(losses) / total
     if not math.isfinite(mean):
         raise TrainingError(f"the training loss must stay finite, got {mean}; lower recipe.lr or set recipe.clip=1")
-    return Fitted(total, mean, seen)
+    return Fitted(total, mean, seen, None if raw is None else Flat((raw / total).cpu(), grads.layout))
 
 
 @torch.no_grad()
@@ -160,6 +170,15 @@ def _gather(parameters: dict[str, nn.Parameter]) -> tuple[Flat, dict[str, nn.Par
             groups[name] = nn.Parameter(values.buffer[start:end])
             groups[name].grad = grads.buffer[start:end]
     return grads, groups
+
+
+def _laid(correction: Adapter, grads: Flat) -> Tensor:
+    """The correction as the gradients lie in their buffer, zero where there is none."""
+    laid = Flat(torch.zeros_like(grads.buffer), grads.layout)
+    check_like(correction, {n: grads[n] for n in correction if n in grads})
+    for name, tensor in correction.items():
+        laid[name].copy_(tensor)
+    return laid.buffer
 
 
 def _optimizer(groups: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

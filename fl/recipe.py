@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from fl.adapter import Group
+from fl.adapter import Adapter, Group, bare, group
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -28,8 +28,10 @@ class Recipe:
     ``lr(t) = peak * max(t, 0.001) / warmup``, at most ``peak``, for ``t < warmup``, else ``peak * (1 + cos(pi * (t -
     warmup) / (1 - warmup))) / 2``. ``batch`` is at least 2, since a one-image step can give the image away. ``mu`` is
     the proximal weight of FedProx: the loss gains ``mu / 2 * |w - w_received|^2``. ``clip`` bounds the norm of the
-    whole gradient; 0 turns it off. ``groups`` are those that train and are sent back this round; () is all that the method
-    trains.
+    whole gradient; 0 turns it off. ``groups`` are those that train this round; () is all that the method trains. Those of
+    ``keep`` train and stay at home: a client takes them from its own state, first from what it received or else started
+    with, and does not send them back. ``control`` is SCAFFOLD: variates travel beside the weights, both ways
+    (`strategies.scaffold`).
     """
 
     lr: dict[str, Amount]
@@ -45,6 +47,15 @@ class Recipe:
     augment: bool = False
     span: tuple[Point, Point] = (0.0, 1.0)
     groups: tuple[Group, ...] = ()
+    keep: tuple[Group, ...] = ()
+    control: bool = False
+
+    def sent(self, adapter: Adapter) -> Adapter:
+        """Of ``adapter`` what an update under this recipe holds: the tensors of ``groups`` but not of ``keep``, and what rides on them."""
+        if not self.groups and not self.keep:
+            return adapter
+        chosen = {n: group(bare(n)) for n in adapter}
+        return {n: adapter[n] for n, g in chosen.items() if (not self.groups or g in self.groups) and g not in self.keep}
 
     def to_json(self) -> str:
         """The recipe as one JSON object; `from_json` reads it back equal."""

@@ -5,23 +5,24 @@
 
 Arguments are Hydra overrides; a comma-separated value is an axis, as in Hydra's multirun. Each finished cell is one line
 of DIR/cells.jsonl, so a grid that was stopped goes on where it was. With --tune, each strategy's rate is first chosen on a
-held-out seed and validation images (DIR/tuning.jsonl). With no override at all the report is only written anew.
+held-out seed and validation images (DIR/tuning.jsonl). It ends in DIR/report.html, .md and .csv; with no override at all
+these are only written anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Sequence
 
 from fl.config import ConfigError
 from fl.journal import span
 from fl.learn import TrainingError
 from fl.provenance import code_digest
 from simulations.grid import Cell, cells, identity, keep, missing, read, room, run_side_by_side
+from simulations.report.page import write
 from simulations.tuning import HELD_OUT, Tuning
 from strategies.gate import Refused
 
@@ -69,25 +70,6 @@ def tune(grid: list[Cell], tuning: Tuning, store: Path, jobs: int) -> tuple[list
     return tuned, len(grid) - len(tuned)
 
 
-def table(lines: Iterable[dict[str, Any]]) -> str:
-    """Markdown: one row for each cell but for its seed; mean ± sample sd of the accuracy in percent, and n."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        words = sorted(w for w in line["cell"].split() if not w.startswith("seed="))
-        groups.setdefault(" ".join(words), []).append(line)
-    common = set.intersection(*(set(name.split()) for name in groups))
-    rows = ["| cell | accuracy % | seeds | trained | bytes of full FedAvg | s |", "|---|---|---|---|---|---|"]
-    for name, members in sorted(groups.items()):
-        scores = [100 * m["accuracy"] for m in members]
-        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        label = " ".join(w for w in name.split() if w not in common) or "-"
-        rows.append(
-            f"| {label} | {statistics.mean(scores):.2f}{spread} | {len(scores)} | {members[0]['trained_parameters']:,} "
-            f"| {members[0]['ratio_to_full_fedavg']:.2%} | {statistics.median(m['seconds'] for m in members):.0f} |"
-        )
-    return f"Common: `{' '.join(w for w in next(iter(groups)).split() if w in common)}`\n\n" + "\n".join(rows) + "\n"
-
-
 def main(arguments: list[str]) -> int:
     """The command. Returns 0, 2 for what cannot run, 4 when a cell failed (the others are kept), 130 when stopped."""
     options, overrides = _parser().parse_known_args(arguments)
@@ -106,17 +88,25 @@ def main(arguments: list[str]) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     if lines := read(options.out / "cells.jsonl"):
-        (options.out / "table.md").write_text(table(lines))
+        print(f"report: {write(options.out, lines, read(options.out / 'tuning.jsonl'), options.target)}")
     return 4 if failed else 0
+
+
+def target(text: str) -> float:
+    """A number in (0, 1]. Raises ValueError."""
+    if not 0 < (value := float(text)) <= 1:
+        raise ValueError(text)
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m simulations.compare", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder of cells.jsonl and the report")
     parser.add_argument("--jobs", type=int, default=0, help="cells run side by side; by default one a GPU, else one a core")
-    parser.add_argument("--tune", action="append", default=[], metavar="KEY=A,B,C", help="try these values for each strategy; repeatable")
-    parser.add_argument("--tune-on", default=HELD_OUT, metavar="OVERRIDES", help=f"what they are tried on; by default {HELD_OUT!r}")
-    parser.add_argument("--tune-shared", default="partition", metavar="KEYS", help="axes that share one choice; by default partition")
+    parser.add_argument("--tune", action="append", default=[], metavar="KEY=A,B,C", help="values to try for each strategy")
+    parser.add_argument("--tune-on", default=HELD_OUT, metavar="OVERRIDES", help=f"where to try them; by default {HELD_OUT!r}")
+    parser.add_argument("--tune-shared", default="partition", metavar="KEYS", help="axes that share a choice; by default partition")
+    parser.add_argument("--target", type=target, metavar="ACCURACY", help="in (0, 1], to count rounds and MB to; else 95%% of the best")
     return parser
 
 

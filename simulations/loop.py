@@ -9,10 +9,12 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from typing import Iterator
+from typing import Callable, Iterator
 
 from clients import local
-from fl.adapter import part
+from clients.carried import Behind
+from clients.state import StateError
+from fl.adapter import Adapter
 from fl.config import Config, ConfigError, Node, build, load
 from fl.datasets import DataError
 from fl.journal import Journal, run_name
@@ -24,14 +26,18 @@ from fl.wire.flat import pack, packer, unpack
 from fl.wire.float32 import float32
 from fl.wire.ledger import entry
 from strategies import ClientInfo, Update
+from strategies.catchup import Catchup
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, Watch, history_row, totals
 from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_own
 from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
 
 
-def run(config: Config, journal: Journal) -> dict:
-    """Run the federation that ``config`` describes and return its summary."""
+Train = Callable[..., tuple[Adapter, int, dict[str, float]]]
+
+
+def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
+    """Run the federation that ``config`` describes and return its summary; ``train`` is how its clients do, as `local.train`."""
     codec = float32()
     pack_once = packer(codec)
     number = config.clients or 2
@@ -47,33 +53,43 @@ def run(config: Config, journal: Journal) -> dict:
     one_rank(strategy, config, infos)
     journal.begin()
     local.keepsakes(clients[0], journal.folder)
-    state = strategy.init(clients[0].bench.start)
+    state, catchup = strategy.init(clients[0].bench.start), Catchup(strategy)
 
     for round in range(1, config.rounds + 1):
         began, ledger, members = time.monotonic(), [], cohort(config, round, number)
         watch = Watch(few=len(members) <= config.diagnostics)
 
+        def deliver(kind: str, i: int, upto: int, adapter: Adapter) -> Adapter:
+            """What client i receives, its model standing on the base of round ``upto``; where it is behind, it is sent all of that."""
+            for message, facts in catchup.messages(state, upto, i, adapter):
+                down = pack_once(message)
+                ledger.append(entry(kind, "down", down.header, down.nbytes))
+                try:
+                    return local.settle(clients[i], unpack(down, codec), journal.run, facts.get("base"))
+                except Behind as behind:
+                    journal.progress(str(behind))
+            raise AssertionError("nobody is behind with the whole")
+
         def updates() -> Iterator[Update]:
             for i in members:
                 journal.progress(f"round {round}/{config.rounds}: client {i} of {number} trains")
                 recipe, given = orders(strategy, config, state, round, infos[i])
-                down = pack_once(given)
-                adapter, examples, metrics = local.train(clients[i], round, recipe, unpack(down, codec), scores_own(config, round))
+                received = deliver("train", i, round - 1, given)
+                adapter, examples, metrics = train(clients[i], round, recipe, received, scores_own(config, round), journal.run)
                 up = pack(adapter, codec)
-                update = admit(Update(i, unpack(up, codec), examples, metrics), part(given, recipe.groups), infos[i])
-                ledger.extend((entry("train", "down", down.header, down.nbytes), entry("train", "up", up.header, up.nbytes)))
+                update = admit(Update(i, unpack(up, codec), examples, metrics), recipe.sent(given), infos[i])
+                ledger.append(entry("train", "up", up.header, up.nbytes))
                 yield watch.see(given, update)
 
         state = strategy.apply(state, round, updates())
 
         scores = []
         if evaluates(config, round):
-            down = pack_once(strategy.view(state))
-            scores = [Evaluation(c.index, *local.score(c, unpack(down, codec))) for c in clients]
-            ledger += [entry("evaluate", "down", down.header, down.nbytes) for _ in clients]
+            view = strategy.view(state)
+            scores = [Evaluation(c.index, *local.score(c, deliver("evaluate", c.index, round, view))) for c in clients]
         journal.round(history_row(round, watch, scores, ledger, time.monotonic() - began))
 
-    return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), strategy.view(state))
+    return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), catchup.whole(state, strategy.view(state)))
 
 
 def main(arguments: list[str]) -> int:
@@ -88,7 +104,7 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, KeyFileError, DataError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (RollCallError, Refused, TrainingError) as error:
+    except (RollCallError, Refused, TrainingError, StateError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 4
     return 0

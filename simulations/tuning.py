@@ -61,7 +61,7 @@ class Tuning(NamedTuple):
         return table
 
     def choose(self, grid: Sequence[Cell], lines: Sequence[Line]) -> dict[str, Cell]:
-        """Each family's best candidate, the first of equals; a family whose candidates are not all judged, or all failed, has none."""
+        """Each family's best candidate, the first of equals; none where not all are judged, or all failed."""
         chosen = {}
         for family, judged in self.means(grid, lines).items():
             if len(judged) == len(self.candidates) and max(mean for mean, _ in judged) > 0:

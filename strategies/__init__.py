@@ -16,7 +16,7 @@ and ``conf/strategy/<name>.yaml`` names its builder. Whatever drives it (the pla
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 from fl.adapter import Adapter
 from fl.recipe import Recipe
@@ -39,7 +39,7 @@ class ClientInfo(NamedTuple):
 class Update(NamedTuple):
     """One client's answer: the *difference* of its trained adapter from what it received, and how many images made it.
 
-    It holds the tensors of the recipe's ``groups``: all of them unless `Strategy.ask` chose some.
+    It holds what the recipe says is `Recipe.sent`: all that trains unless `Strategy.ask` chose otherwise.
     """
 
     client: int
@@ -59,6 +59,8 @@ class Strategy(NamedTuple):
     ``list(updates)``.
     ``view(state)``: the global adapter, to evaluate and to keep.
     ``fewest``: clients that a round must have for ``apply`` to make sense.
+    ``base(state, since)``: how the frozen weights have changed (`fl.base`) after round ``since``, step by step, and this
+    round; it may answer with the whole change as one step, and 0. None leaves them alone.
     ``ranks``: takes clients of different ranks; it is then for ``ask`` to give each factors of its own.
     """
 
@@ -68,4 +70,5 @@ class Strategy(NamedTuple):
     apply: Callable[[State, int, Iterable[Update]], State]
     view: Callable[[State], Adapter]
     fewest: int = 1
+    base: Callable[[State, int], tuple[int, Sequence[Adapter]]] | None = None
     ranks: bool = False

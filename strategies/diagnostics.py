@@ -4,7 +4,7 @@
     best_error      the same for the best product of rank r: what any strategy of rank r must lose
     effective_rank  exp(entropy of S / sum S), S the singular values of sum_k p_k B_k A_k (Roy & Vetterli 2007), mean
     drift           sqrt(sum_k p_k |u_k - u|^2) / |u|, u the mean update, over all tensors: how far clients go apart
-    modules         how many products there are; without any, there is only drift
+    modules         how many products there are; without any that the server sees, there is only drift
 
 The difference of the first line is sum_k p_k (B_k - mean(B)) (A_k - mean(A)): no cancellation. All is done on the small
 cores of `strategies.factors`; a d x d product is never formed. Factors of a lesser rank are filled up with zeros, which
@@ -31,7 +31,7 @@ def diagnose(answers: Sequence[tuple[Adapter, Update]]) -> dict[str, float]:
     step = mean([u.adapter for _, u in answers], weights)
     far = sum(w * norm(sub(u.adapter, step)) ** 2 for w, (_, u) in zip(weights, answers)) / sum(weights)
     drift = {"drift": ratio(math.sqrt(far), norm(step))}
-    if not any(group(name) == "lora_a" for name in answers[0][0]):
+    if not {"lora_a", "lora_b"} <= {group(name) for name in answers[0][0]}:  # without factors, or with some that stay at home
         return drift
     trained = [folded(move(received, u.adapter)) for received, u in answers]
     middle = mean(trained, weights)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any, Callable, Iterable, Iterator, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fl.adapter import Adapter, digest, part
+from fl.adapter import Adapter, digest
 from fl.config import Config, build
 from fl.journal import Journal
 from fl.provenance import code_digest
@@ -24,6 +24,7 @@ from fl.wire.float32 import float32
 from fl.wire.ledger import Entry, entry
 from fl.wire.records import facts_of, packed_of, serialised_bytes, to_content
 from strategies import ClientInfo, Update
+from strategies.catchup import Catchup
 from strategies.exchange import POLL, RunFailed, exchange
 from strategies.gate import ALWAYS, OWN, admit
 from strategies.history import Evaluation, Watch, history_row, totals
@@ -46,30 +47,64 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     journal.begin()
     number = {node: client for client, node in nodes.items()}
     state = strategy.init(starting_adapter(grid, config, nodes[0], rolls[0], before))
+    catchup = Catchup(strategy)
 
     for round in range(1, config.rounds + 1):
-        began, ledger, asked, messages = time.monotonic(), [], {}, []
+        began, ledger, asked, orders_of = time.monotonic(), [], {}, {}
         members = cohort(config, round, len(nodes))
         watch = Watch(few=len(members) <= config.diagnostics)
         for client in members:
             asked[client] = recipe, given = orders(strategy, config, state, round, infos[client])
-            facts = {"round": round, "recipe": recipe.to_json(), "scored": scores_own(config, round)}
-            messages.append(message("train", nodes[client], round, facts, pack_once(given)))
-            ledger.append(weigh("train", "down", messages[-1]))
-        replies = exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} training")
+            facts = {"run": journal.run, "round": round, "recipe": recipe.to_json(), "scored": scores_own(config, round)}
+            orders_of[client] = catchup.messages(state, round - 1, client, given, facts)
+        replies = converse(grid, config, journal, "train", round, orders_of, nodes, pack_once, ledger)
         state = strategy.apply(state, round, updates_of(replies, number, infos, asked, codec, watch, ledger))
 
         scores: list[Evaluation] = []
         if evaluates(config, round):
-            packed = pack_once(strategy.view(state))
-            messages = [message("evaluate", node, round, {}, packed) for node in nodes.values()]
-            ledger += [weigh("evaluate", "down", m) for m in messages]
-            for reply in exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} evaluating"):
+            view = strategy.view(state)
+            orders_of = {client: catchup.messages(state, round, client, view, {"run": journal.run}) for client in nodes}
+            for reply in converse(grid, config, journal, "evaluate", round, orders_of, nodes, pack_once, ledger):
                 scores.append(evaluation_of(rolls[number[reply.metadata.src_node_id]], reply))
                 ledger.append(weigh("evaluate", "up", reply))
         journal.round(history_row(round, watch, scores, ledger, time.monotonic() - began))
 
-    return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, before), strategy.view(state))
+    return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, before), catchup.whole(state, strategy.view(state)))
+
+
+def converse(
+    grid: Grid,
+    config: Config,
+    journal: Journal,
+    kind: str,
+    round: int,
+    orders_of: Mapping[int, Iterator[tuple[Adapter, dict[str, Any]]]],
+    nodes: Mapping[int, int],
+    pack_once: Callable[[Adapter], Packed],
+    ledger: list[Entry],
+) -> Iterator[Message]:
+    """Tell every client its first order and give out one reply of each, in the order of the clients.
+
+    Who answers that he is behind with the base is told the next one. What is said and such answers go to ``ledger``; the
+    replies given out do not. Raises RunFailed.
+    """
+    number = {node: client for client, node in nodes.items()}
+
+    def tell(client: int) -> Message:
+        given, facts = next(orders_of[client], (None, None))
+        if given is None:
+            raise RunFailed(f"client {client} must take the whole change of the base, but is behind even so; look at its log")
+        told = message(kind, nodes[client], round, facts, pack_once(given))
+        ledger.append(weigh(kind, "down", told))
+        return told
+
+    doing = {"train": "training", "evaluate": "evaluating"}[kind]
+    messages = [tell(client) for client in orders_of]
+    for reply in exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} {doing}"):
+        while facts_of(reply).get("behind"):
+            ledger.append(weigh(kind, "up", reply))
+            (reply,) = exchange(grid, config.timeout, [tell(number[reply.metadata.src_node_id])], number)
+        yield reply
 
 
 def updates_of(
@@ -89,7 +124,7 @@ def updates_of(
     for reply in replies:
         update = update_of(number[reply.metadata.src_node_id], reply, codec)
         recipe, given = asked[update.client]
-        admit(update, part(given, recipe.groups), infos[update.client])
+        admit(update, recipe.sent(given), infos[update.client])
         ledger.append(weigh("train", "up", reply))
         yield watch.see(given, update)
 

@@ -7,7 +7,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
 
-from fl.adapter import Adapter, norms
+from fl.adapter import Adapter, apart, norms
 from fl.wire.ledger import ENVELOPE, Entry, summarise
 from strategies import Update
 from strategies.diagnostics import diagnose
@@ -34,7 +34,7 @@ class Watch:
         """Keep what is to be kept of the ``update`` of what was ``given``, and hand it on."""
         self.rows.append({"client": update.client, "examples": update.examples, **update.metrics, "norms": norms(update.adapter)})
         if self.few:
-            self.kept.append((given, update))
+            self.kept.append((apart(given).own, update._replace(adapter=apart(update.adapter).own)))
         return update
 
 

@@ -37,9 +37,10 @@ def answers(strategy: Strategy, state, round: int, counts=COUNTS, size: float = 
     updates, trained = [], []
     for client, examples in enumerate(counts):
         recipe, given = strategy.ask(state, round, ClientInfo(client, examples, rank=ranks and ranks[client]))
-        part = {n: t[tuple(slice(d) for d in given[n].shape)] for n, t in (draw or drawn)(100 * round + client + 1, size).items() if not recipe.groups or group(n) in recipe.groups}
+        whole = recipe.sent((draw or drawn)(100 * round + client + 1, size))
+        part = {n: t[tuple(slice(d) for d in given[n].shape)] if n in given else t for n, t in whole.items()}
         updates.append(Update(client, part, examples, {"loss": 1.0, "steps": 3, "seconds": 0.1}))
-        trained.append(move(given, part))
+        trained.append(move({**drawn(0), **given}, part))
     return updates, trained, [n / sum(counts) for n in counts]
 
 
@@ -77,6 +78,17 @@ def test_a_mean_with_one_factor_in_common_is_the_mean_of_products(name):
         for a, b in MODULES:
             torch.testing.assert_close(after[b] @ after[a], products(trained, weights, a, b), **EXACT)
         torch.testing.assert_close(after["head.weight"], sum(p * t["head.weight"] for p, t in zip(weights, trained)), **EXACT)
+
+
+@pytest.mark.parametrize("local_head", [True, False])
+def test_fedsa_averages_what_is_sent_and_leaves_the_rest(local_head):
+    strategy = made("fedsa_lora", local_head=local_head)
+    updates, _, weights = answers(strategy, drawn(0), 1)
+    after = strategy.view(strategy.apply(drawn(0), 1, iter(updates)))
+    still = {"lora_b"} | ({"head"} if local_head else set())
+    for name, tensor in drawn(0).items():
+        moved = 0 if group(name) in still else sum(p * u.adapter[name] for p, u in zip(weights, updates))
+        torch.testing.assert_close(after[name], tensor + moved, **EXACT)
 
 
 def test_fedavg_on_both_factors_is_not():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -105,8 +106,8 @@ def test_compare_runs_every_cell_once_and_goes_on_where_it_was(places, capsys, t
     assert compare.main([*grid, "seed=0"]) == 0 and compare.main([*grid, "seed=0,1"]) == 0
     said = capsys.readouterr().out
     assert "2 cells to run, 0 in" in said and "2 cells to run, 2 in" in said
-    table = (tmp_path / "grid" / "table.md").read_text()
-    assert table.count("±") == 2 and "method=melo" in table
+    table = (tmp_path / "grid" / "report.md").read_text()
+    assert "| melo | " in table and len(re.findall(r"\d ± \d", table)) == 2
     assert str(tmp_path) not in (tmp_path / "grid" / "cells.jsonl").read_text(), "a result names no place of a machine"
 
 

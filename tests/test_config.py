@@ -9,6 +9,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from fl.adapter import GROUPS
 from fl.config import CONF, Config, ConfigError, Node, build, load, node
 from fl.recipe import Recipe
 
@@ -77,6 +78,7 @@ def test_the_defaults_are_safe():
         ("data=folder data.root=relative", "data.root must be absolute"),
         ("model.weights=3", "model.weights"),
         ("key=relative", "key: must be absolute or start with ~"),
+        ("state=relative", "state: must be absolute or start with ~"),
         ("+nodes.1.rank=5", "method.rank is the run's largest rank, got 4 and a client's rank=5; raise method.rank"),
         ("+nodes.1.rank=0", "nodes.1.rank: Input should be greater than 0"),
         ("method=full +nodes.1.rank=2", "a rank of one's own needs a method that has ranks, got rank=2; choose method=lora_patch"),
@@ -105,7 +107,7 @@ def test_a_part_that_cannot_be_built_names_its_builder_and_argument(part, given,
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-PLACES = {"engine": "inprocess", "diagnostics": 3, "key": "/k", "output": "/o", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}, "rank": 2}
+PLACES = {"engine": "inprocess", "diagnostics": 3, "key": "/k", "output": "/o", "state": "/s", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}, "rank": 2}
 SEEN = {
     "name": "other", "seed": 1, "rounds": 9, "clients": 3, "fraction": 0.5, "evaluate_every": 2, "validation": 0.2,
     "evaluate_on": "validation", "start": "public", "precision": "bfloat16", "threads": 2, "step": "plain", "attention": "plain", "personal": False,
@@ -132,9 +134,9 @@ def test_the_digest_ignores_places_and_sees_everything_else():
 
 def test_a_node_sees_its_own_places_and_the_runs_everything_else():
     run = load("data=folder model=vit_tiny")
-    own = Node(key="/k", data_root="/d", weights="/w", device="cpu")
+    own = Node(key="/k", data_root="/d", weights="/w", device="cpu", state="/s")
     here = run.at_node(own)
-    assert (here.key, here.data["root"], here.model["weights"], here.device) == ("/k", "/d", "/w", "cpu")
+    assert (here.key, here.data["root"], here.model["weights"], here.device, here.state) == ("/k", "/d", "/w", "cpu", "/s")
     assert here.digest() == run.digest() and run.data["root"] != "/d" and here.recipe == run.recipe
     assert run.at_node(Node()) == run and hash(run.at_node(Node())) == hash(run) != hash(here)
 
@@ -160,6 +162,13 @@ def test_a_recipe_survives_the_wire():
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert Recipe.from_json(recipe.to_json()).groups == ("lora_b", "head") and Recipe(lr={}).groups == ()
     assert replace(recipe, span=(0.5, 0.75)) != recipe
+
+
+def test_an_update_holds_what_trains_and_does_not_stay_at_home():
+    names = {"x.lora_a.weight": 1, "x.lora_b.weight": 2, "head.weight": 3}
+    for groups, keep, sent in (((), (), "abh"), (("lora_b", "head"), (), "bh"), ((), ("head",), "ab"), (("lora_b", "head"), ("head",), "b"), ((), GROUPS, "")):
+        held = Recipe(lr={}, groups=groups, keep=keep).sent(names)
+        assert [n.split(".")[-2][-1].replace("d", "h") for n in held] == list(sent)
 
 
 def test_a_group_that_does_not_exist_is_named_with_those_that_do():

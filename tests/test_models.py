@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from fl.adapter import average, count, digest, group, read, write
 from fl.config import CONF
 from fl.learn import normalise
-from fl.models import WeightsError, demo, settle
+from fl.models import WeightsError, demo, fold
 from fl.models.full import full
 from fl.models.linear import linear
 from fl.models.lora import attach
@@ -129,7 +129,7 @@ def test_ravan_is_its_formula_and_learns_from_zero(tiny, pictures):
         torch.testing.assert_close(b @ a, formula)
 
 
-def test_a_mean_of_settled_ravan_clients_is_the_mean_of_their_products(tiny, pictures):
+def test_a_mean_of_folded_ravan_clients_is_the_mean_of_their_products(tiny, pictures):
     model, clients, weights = tiny(ravan(2, 3)), [], (1, 5, 3)
     dense = [torch.zeros(16, 16) for _ in paths(model)]
     for k, weight in enumerate(weights):
@@ -140,7 +140,7 @@ def test_a_mean_of_settled_ravan_clients_is_the_mean_of_their_products(tiny, pic
             a, b = path.factors()
             total += weight / sum(weights) * (b @ a).detach()
         before = model(pictures)
-        settle(model)
+        fold(model)
         torch.testing.assert_close(model(pictures), before, rtol=1e-4, atol=1e-5)
         assert all(torch.equal(path.lora_r["scale"], torch.ones(2)) for path in paths(model))
         clients.append(read(model))

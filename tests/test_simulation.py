@@ -51,7 +51,7 @@ def home(tmp_path_factory) -> Path:
 
 def settings(home: Path, out: Path, *more: str) -> str:
     model = "model=vit_tiny model.name=vit_tiny_patch16_224 model.image=32 model.patch=8 model.weights=none +model.embed_dim=32 +model.depth=2 +model.num_heads=2"
-    return " ".join([SMALL, model, f"key={home / 'key'} output={out}", *more])
+    return " ".join([SMALL, model, f"key={home / 'key'} output={out} state={out / 'state'}", *more])
 
 
 def by_loop(home: Path, out: Path, *more: str) -> tuple[dict, dict]:

@@ -11,10 +11,12 @@ import pytest
 import torch
 from hydra.utils import get_object
 
-from fl.adapter import group, move, ordered, part
+from fl.adapter import apart, group, move, ordered, part, ride
+from fl.base import modules, product
 from fl.config import CONF, ConfigError, build, load
 from fl.recipe import Recipe
 from strategies import ClientInfo, Update
+from strategies.catchup import Catchup
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, Watch, history_row, totals
 from strategies.plan import cohort, enough, evaluates, one_rank, orders
@@ -85,14 +87,24 @@ def neutral(request, monkeypatch):
 
 
 def asked(strategy, start: dict, values: dict) -> tuple[dict, dict]:
-    """What a client receives in round 1, and of ``values`` what it would send back."""
+    """What a client has when it has received its orders for round 1, and of ``values`` what it would send back.
+
+    What it is not sent and yet trains it keeps at home, and starts from what all start from.
+    """
     recipe, given = strategy.ask(strategy.init(start), 1, ClientInfo(0, 10))
-    return given, {name: tensor for name, tensor in values.items() if not recipe.groups or group(name) in recipe.groups}
+    assert all(group(name) in recipe.keep for name in start if name not in given)
+    sent = recipe.sent(values)
+    return start | given, {**sent, **(ride("control", sent) if recipe.control else {})}
 
 
 def one_round(strategy, start: dict, updates: list[Update]) -> dict:
     sent = [u._replace(adapter=asked(strategy, start, u.adapter)[1]) for u in updates]
-    return strategy.view(strategy.apply(strategy.init(start), 1, sent))
+    return whole(strategy, strategy.apply(strategy.init(start), 1, sent))
+
+
+def whole(strategy, state) -> dict:
+    """The global adapter, and how the base has changed where the strategy changes it."""
+    return Catchup(strategy).whole(state, strategy.view(state))
 
 
 def fewest(strategy) -> int:
@@ -105,8 +117,10 @@ def fewest(strategy) -> int:
 
 
 def effect(adapter: dict) -> dict:
-    """What the model sees: the product of the factors, in whatever axes they come, and the rest."""
-    return {"product": adapter[B] @ adapter.get(R, torch.eye(2)) @ adapter[A], "head": adapter[HEAD]}
+    """What the model sees: the product of the factors, in whatever axes they come, with the base's change, and the rest."""
+    own, _, change = apart(adapter)
+    into = sum(product(change, module) for module in modules(change)).float() if change else 0
+    return {"product": own[B] @ own.get(R, torch.eye(2)) @ own[A] + into, "head": own[HEAD]}
 
 
 def same(a: dict, b: dict) -> None:
@@ -147,7 +161,7 @@ def test_a_round_in_which_nobody_moved_changes_nothing(neutral):
 
 
 def test_names_shapes_and_dtypes_are_kept(strategy):
-    after = one_round(strategy, adapter(0), crowd(max(2, fewest(strategy))))
+    after = apart(one_round(strategy, adapter(0), crowd(max(2, fewest(strategy))))).own
     assert {n: (t.shape, t.dtype) for n, t in after.items()} == {n: (t.shape, t.dtype) for n, t in adapter(0).items()}
     assert list(after) == ordered(SHAPES)
 
@@ -159,8 +173,8 @@ def test_inputs_and_states_are_not_changed(strategy):
     assert all(torch.equal(u.adapter[n], adapter(i + 1)[n]) for i, u in enumerate(updates) for n in SHAPES)
     state = strategy.init(start)
     sent = [u._replace(adapter=asked(strategy, start, u.adapter)[1]) for u in updates]
-    once, twice = (strategy.view(strategy.apply(state, 1, sent)) for _ in range(2))
-    assert all(torch.equal(once[n], twice[n]) for n in SHAPES)
+    once, twice = (whole(strategy, strategy.apply(state, 1, sent)) for _ in range(2))
+    assert all(torch.equal(once[n], twice[n]) for n in once)
 
 
 def test_no_updates_is_an_error(strategy):
@@ -357,8 +371,9 @@ def test_a_strategy_of_one_rank_refuses_others_by_name_and_tells_which_take_them
 
 def test_a_strategy_that_takes_ranks_gives_each_client_its_own(strategy):
     state = strategy.init(adapter(0))
-    shapes = {rank: strategy.ask(state, 1, ClientInfo(0, 10, rank=rank))[1][A].shape for rank in (1, 2, None)}
-    assert shapes == {1: (1 if strategy.ranks else 2, 3), 2: (2, 3), None: (2, 3)}
+    given = {rank: strategy.ask(state, 1, ClientInfo(0, 10, rank=rank))[1] for rank in (1, 2, None)}
+    rows = {rank: len(adapter[A]) for rank, adapter in given.items() if A in adapter}  # none where all stays at home
+    assert rows in ({}, {1: 1 if strategy.ranks else 2, 2: 2, None: 2})
 
 
 def test_strategies_live_one_to_a_file():

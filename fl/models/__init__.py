@@ -17,13 +17,13 @@ Forward = Callable[[Tensor], Tensor]
 """``forward(images)``: uint8 (n, 3, h, w), as the cipher leaves them -> float32 logits (n, classes); the model as a function."""
 
 
-def settle(model: nn.Module) -> None:
+def fold(model: nn.Module) -> None:
     """Bring ``model``, its function unchanged, into the form in which it is sent, after training.
 
-    A part that trains in more numbers than are to be averaged, as a scale and what it scales, has a ``settle`` of its own.
+    A part that trains in more numbers than are to be averaged, as a scale and what it scales, has a ``fold`` of its own.
     """
     for part in model.modules():
-        getattr(part, "settle", lambda: None)()
+        getattr(part, "fold", lambda: None)()
 
 
 class WeightsError(ValueError):

@@ -15,7 +15,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
-from fl.adapter import group
+from fl.adapter import Adapter, group
+from fl.base import modules, names
 from fl.models import WeightsError
 from fl.randomness import generator
 
@@ -44,6 +45,7 @@ class LoRAqv(nn.Module):
         super().__init__()
         self.weight, self.bias = qkv.weight, qkv.bias
         self.q, self.v = q, v
+        self.pristine: dict[str, Tensor] = {}  # rows of the weight as they came, of the parts that `rebase` has changed
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = linear(x, self.weight, self.bias).chunk(3, dim=-1)
@@ -72,6 +74,30 @@ def first_draw(path: nn.Module, stream: Generator) -> nn.Module:
     path.lora_a.weight.uniform_(-bound, bound, generator=stream)
     path.lora_b.weight.zero_()
     return path
+
+
+def rebase(model: nn.Module, change: Adapter) -> None:
+    """Let the frozen weights below LoRA be the pristine ones and s times ``change`` (`fl.base`), whatever they were before.
+
+    W_q <- W_q + s B A, or W_q + s D where the change is dense; without a change, the pristine ones again. Nothing adds up in
+    place, so the clients that share a model can take turns. Raises WeightsError for a change of what has no LoRA.
+    """
+    paths = {f"{n}.{part}": (m, at, part) for n, m in model.named_modules() if isinstance(m, LoRAqv) for at, part in ((0, "q"), (2, "v"))}
+    strangers = sorted(set(modules(change)) - set(paths))
+    if strangers:
+        raise WeightsError(f"a change of the base must be of modules with LoRA, got {strangers[0][:60]}; do both sides run one config?")
+    for module, (layer, at, part) in paths.items():
+        a, b, dense = names(module)
+        d, scale = layer.weight.shape[1], getattr(layer, part).scale
+        rows = layer.weight.detach()[at * d : (at + 1) * d]
+        if part in layer.pristine:
+            rows.copy_(layer.pristine.pop(part))
+        if a in change or dense in change:
+            layer.pristine[part] = rows.clone()
+        if a in change:
+            rows.addmm_(change[b].to(rows), change[a].to(rows), alpha=scale)
+        elif dense in change:
+            rows.add_(change[dense].to(rows), alpha=scale)
 
 
 def take_rank(model: nn.Module, adapter: Mapping[str, Tensor]) -> None:

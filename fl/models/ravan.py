@@ -4,7 +4,7 @@
 
 The rows of all A_i together are orthonormal, and so are the columns of all B_i: drawn from (seed, name), the same on every
 client, never sent. H_i starts at zero and s_i at one, so that the function is unchanged and H_i has a gradient. A client
-folds s_i into H_i before it sends (`settle`), and s_i starts from one again. Frames are the same for all, so the plain mean
+folds s_i into H_i before it sends (`fold`), and s_i starts from one again. Frames are the same for all, so the plain mean
 (strategy=fedavg) is the mean of products, exactly:    sum_k p_k B_i H_ik A_i = B_i (sum_k p_k H_ik) A_i
 Together the heads reach rank heads * r with heads * r^2 numbers. The paper lets weak clients train some of the heads; here
 all train all. What travels is ``qkv.{q,v}.lora_r.weight`` (heads, r, r), which is s_i H_i, and the ones in ``lora_r.scale``.
@@ -43,7 +43,7 @@ class Heads(nn.Module):
         return (cores @ self.a.view(*cores.shape[:2], -1)).flatten(0, 1), self.b
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def fold(self) -> None:
         """H_i <- s_i H_i, s_i <- 1: the same function, in numbers whose mean is the mean of functions."""
         self.lora_r["weight"].mul_(self.lora_r["scale"][:, None, None])
         self.lora_r["scale"].fill_(1.0)

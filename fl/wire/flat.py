@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Callable, Mapping, NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fl.adapter import Adapter, group, ordered
 from fl.flat import Flat, Layout
@@ -25,13 +25,14 @@ class WireError(ValueError):
 
 
 class Codec(NamedTuple):
-    """How one float32 tensor becomes bytes: ``encode(t) -> uint8 (m,)``, ``decode(bytes, shape) -> float32``.
+    """How one float32 tensor becomes bytes: ``encode(t, stream) -> uint8 (m,)``, ``decode(bytes, shape) -> float32``.
 
-    ``view`` is for a codec whose bytes are the values themselves: the whole payload as float32 (n,), without a copy.
+    ``stream`` is where a codec that rounds by chance has its chance from; without one it rounds to the nearest. ``view`` is
+    for a codec whose bytes are the values themselves: the whole payload as float32 (n,), without a copy.
     """
 
     name: str
-    encode: Callable[[Tensor], np.ndarray]
+    encode: Callable[..., np.ndarray]
     decode: Callable[[np.ndarray, tuple[int, ...]], Tensor]
     view: Callable[[np.ndarray], Tensor] | None = None
 
@@ -49,13 +50,17 @@ class Packed:
         return len(self.header.encode()) + self.payload.nbytes
 
 
-def pack(adapter: Adapter, codec: Codec) -> Packed:
-    """Encode every tensor (float32, any shape) and lay the results end to end."""
-    if isinstance(adapter, Flat) and codec.view:
+Codecs = Codec | Mapping[str, Codec]
+"""One codec for all tensors, or one for each group."""
+
+
+def pack(adapter: Adapter, codec: Codecs, stream: Generator | None = None) -> Packed:
+    """Encode every tensor (float32, any shape) and lay the results end to end; ``stream`` as in `Codec`."""
+    if isinstance(adapter, Flat) and isinstance(codec, Codec) and codec.view:
         rows = tuple((name, shape, 4 * math.prod(shape)) for name, shape in adapter.layout)
         return Packed(_header(rows), codec.encode(adapter.buffer).copy())
     names = ordered(adapter)
-    parts = [codec.encode(adapter[n]) for n in names]
+    parts = [_of(codec, n).encode(adapter[n], stream) for n in names]
     rows = tuple((n, tuple(adapter[n].shape), p.nbytes) for n, p in zip(names, parts))
     return Packed(_header(rows), np.concatenate(parts) if parts else np.zeros(0, np.uint8))
 
@@ -72,7 +77,15 @@ def packer(codec: Codec) -> Callable[[Adapter], Packed]:
     return once
 
 
-def unpack(packed: Packed, codec: Codec) -> Adapter:
+def _of(codec: Codecs, name: str) -> Codec:
+    if isinstance(codec, Codec):
+        return codec
+    if group(name) not in codec:
+        raise WireError(f"there must be a codec for the group of {name}, got codecs for {', '.join(codec)}")
+    return codec[group(name)]
+
+
+def unpack(packed: Packed, codec: Codecs) -> Adapter:
     """The adapter that was packed, a view of the payload where the codec has one.
 
     Raises WireError when header and payload do not fit each other.
@@ -83,11 +96,11 @@ def unpack(packed: Packed, codec: Codec) -> Adapter:
     if sum(size for _, _, size in rows) != packed.payload.size:
         described = sum(size for _, _, size in rows)
         raise WireError(f"the header must describe all {packed.payload.size} bytes of the payload, got {described}")
-    if codec.view:
+    if isinstance(codec, Codec) and codec.view:
         return Flat(codec.view(packed.payload), _layout(packed.header))
     adapter, at = {}, 0
     for name, shape, size in rows:
-        adapter[name] = codec.decode(packed.payload[at : at + size], shape)
+        adapter[name] = _of(codec, name).decode(packed.payload[at : at + size], shape)
         at += size
     return adapter
 

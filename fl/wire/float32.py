@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fl.wire.flat import Codec, WireError
 
@@ -14,7 +14,7 @@ from fl.wire.flat import Codec, WireError
 def float32() -> Codec:
     """Four bytes a value; ``decode`` raises WireError when the bytes do not fill the shape."""
 
-    def encode(tensor: Tensor) -> np.ndarray:
+    def encode(tensor: Tensor, stream: Generator | None = None) -> np.ndarray:
         if tensor.dtype != torch.float32:
             raise WireError(f"the float32 codec takes float32 tensors, got {tensor.dtype}")
         return tensor.detach().contiguous().reshape(-1).numpy().astype("<f4", copy=False).view(np.uint8)

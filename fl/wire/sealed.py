@@ -1,0 +1,80 @@
+"""What a blind server handles: words that it can add and not read. It needs no key for that, and this file knows none.
+
+    payload     n words of b bits, little-endian (12 bits: two words in three bytes), then four words of 64 bits
+    adding      word by word, modulo 2^b and modulo 2^64
+
+A total carries the list of who is in it, each with the nonce of its mask: whoever holds the key takes exactly these masks off.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, Literal, NamedTuple
+
+import numpy as np
+
+from fl.wire.flat import WireError
+
+Bits = Literal[12, 16, 32]
+NONCE = 16  # bytes
+TAIL = 4    # words of 64 bits: images, values that were clipped, loss, tag
+
+
+class Sealed(NamedTuple):
+    """One client's masked message, uint8 (m,)."""
+
+    client: int
+    nonce: bytes
+    payload: np.ndarray
+
+
+class Total(NamedTuple):
+    """A sum of masked messages and who is in it, in the order of clients."""
+
+    members: tuple[tuple[int, bytes], ...]
+    payload: np.ndarray
+
+
+def size(count: int, bits: Bits) -> int:
+    """Bytes of a payload of ``count`` words."""
+    return -(-count // 2) * 2 * bits // 8 + 8 * TAIL
+
+
+def add(messages: Iterable[Sealed], count: int, bits: Bits) -> Total:
+    """The sum of messages of ``count`` words each, one at a time: memory for one, however many come.
+
+    Raises WireError for none, for a client that is there twice, a nonce or a payload of another length: a total with a
+    doubled or cut message would open to a wrong mean or to none.
+    """
+    members: dict[int, bytes] = {}
+    total, tail = np.zeros(count + count % 2, np.uint32), np.zeros(TAIL, np.uint64)
+    for client, nonce, payload in messages:
+        if client in members:
+            raise WireError(f"client {client} must be in a sum once, got it twice")
+        if len(nonce) != NONCE or payload.dtype != np.uint8 or payload.shape != (size(count, bits),):
+            raise WireError(f"client {client}: a sealed message must have a nonce of {NONCE} bytes and {size(count, bits)} bytes more")
+        words, last = split(payload, bits)
+        total += words
+        tail += last
+        members[client] = bytes(nonce)
+    if not members:
+        raise WireError("a sum needs messages, got none")
+    return Total(tuple(sorted(members.items())), join(total, tail, bits))
+
+
+def split(payload: np.ndarray, bits: Bits) -> tuple[np.ndarray, np.ndarray]:
+    """The words, uint32 (n,) of ``bits`` bits each, and the tail, uint64 (4,)."""
+    body, tail = payload[: -8 * TAIL], np.ascontiguousarray(payload[-8 * TAIL :]).view("<u8").astype(np.uint64)
+    if bits != 12:
+        return np.ascontiguousarray(body).view(f"<u{bits // 8}").astype(np.uint32), tail
+    low, middle, high = body.reshape(-1, 3).T.astype(np.uint32)
+    return np.stack([low | (middle & 0x0F) << 8, middle >> 4 | high << 4], axis=1).reshape(-1), tail
+
+
+def join(words: np.ndarray, tail: np.ndarray, bits: Bits) -> np.ndarray:
+    """The payload of uint32 (n,), of which the low ``bits`` bits count, and uint64 (4,)."""
+    if bits != 12:
+        body = words.astype(f"<u{bits // 8}").view(np.uint8)
+    else:
+        first, second = words.reshape(-1, 2).T & 0xFFF
+        body = np.stack([first & 0xFF, first >> 8 | (second & 0x0F) << 4, second >> 4], axis=1).astype(np.uint8).reshape(-1)
+    return np.concatenate([body, tail.astype("<u8").view(np.uint8)])

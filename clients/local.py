@@ -31,6 +31,7 @@ from fl.datasets.images import augment, resize, save_rows
 from fl.datasets.partition import Split, split
 from fl.lean.table import gathering
 from fl.learn import Prepare, Score, evaluate, fit
+from fl.models import fold
 from fl.models.lora import rebase, take_rank
 from fl.provenance import code_digest, versions
 from fl.randomness import generator
@@ -153,6 +154,7 @@ def train(
     with adapters.only(client.bench.model, recipe.groups):
         images, prepare = (client.plain, client.augmented) if recipe.augment else (client.train, None)
         fitted = fit(client.bench.model, images, recipe, stream, prepare, client.bench.forward, correction)
+        fold(client.bench.model)
         trained = adapters.read(client.bench.model)
     update = recipe.sent(_release(client, adapters.sub(trained, adapters.part(start, recipe.groups))))
     if recipe.keep:

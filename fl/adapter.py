@@ -21,7 +21,7 @@ from fl.flat import Flat
 Adapter = Mapping[str, Tensor]
 
 PATCH_EMBED = "patch_embed.proj.weight"
-Group = Literal["lora_a", "lora_b", "patch_embed", "head", "backbone"]
+Group = Literal["lora_a", "lora_b", "lora_r", "patch_embed", "head", "backbone"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 RIDERS = ("control", "base")  # travel beside the weights, as control.<name>: control variates, a change of what is frozen
 

@@ -21,7 +21,7 @@ from fl.wire.float32 import float32
 from fl.wire.ledger import Entry, entry
 from fl.wire.records import serialised_bytes, to_content
 
-METHODS = ("linear", "melo", "lora_patch", "full")
+METHODS = ("linear", "melo", "lora_patch", "lora_sb", "ravan", "full")
 
 
 class Cost(NamedTuple):

@@ -8,7 +8,7 @@
 
 The difference of the first line is sum_k p_k (B_k - mean(B)) (A_k - mean(A)): no cancellation. All is done on the small
 cores of `strategies.factors`; a d x d product is never formed. Factors of a lesser rank are filled up with zeros, which
-leaves their products; r is the largest rank of the round.
+leaves their products; r is the largest rank of the round. Of B R A the factors are B and R A.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from fl.adapter import Adapter, group, mean, move, norm, sub
 from strategies import Update
-from strategies.factors import at_rank, core, pairs, rank_of, stack
+from strategies.factors import at_rank, core, folded, pairs, rank_of, stack
 
 
 def diagnose(answers: Sequence[tuple[Adapter, Update]]) -> dict[str, float]:
@@ -31,18 +31,17 @@ def diagnose(answers: Sequence[tuple[Adapter, Update]]) -> dict[str, float]:
     step = mean([u.adapter for _, u in answers], weights)
     far = sum(w * norm(sub(u.adapter, step)) ** 2 for w, (_, u) in zip(weights, answers)) / sum(weights)
     drift = {"drift": ratio(math.sqrt(far), norm(step))}
-    given = answers[0][0]
-    if not {"lora_a", "lora_b"} <= {group(name) for name in given}:  # without factors, or with some that stay at home
+    if not {"lora_a", "lora_b"} <= {group(name) for name in answers[0][0]}:  # without factors, or with some that stay at home
         return drift
-    trained = [move(received, u.adapter) for received, u in answers]
+    trained = [folded(move(received, u.adapter)) for received, u in answers]
     middle = mean(trained, weights)
     apart = [sub(t, middle) for t in trained]
     whole = lost = beyond = effective = 0.0
-    modules = pairs(given)
+    modules = pairs(trained[0])
     for a, b in modules:
         s = torch.linalg.svdvals(core(*stack(trained, weights, a, b)))
         whole += float(s.square().sum())
-        beyond += float(s[len(given[a]) :].square().sum())
+        beyond += float(s[len(trained[0][a]) :].square().sum())
         lost += float(core(*stack(apart, weights, a, b)).square().sum())
         effective += effective_rank(s) / len(modules)
     return drift | {

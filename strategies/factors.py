@@ -27,10 +27,11 @@ AXIS = {"lora_a": 0, "lora_b": 1}  # along which a factor counts the rank
 
 
 def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    """The names of A and B of every module, in the order of ``names``. Raises ConfigError when there is none."""
+    """The names of A and B of every module, in the order of ``names``. Raises ConfigError when there is none, or more than those."""
+    names = list(names)
     found = [(name, name.replace("lora_a", "lora_b")) for name in names if group(name) == "lora_a"]
-    if not found:
-        raise ConfigError("this strategy needs LoRA factors that train; choose method=lora_patch, method=melo or strategy=fedavg")
+    if not found or any(group(name) == "lora_r" for name in names):
+        raise ConfigError("this strategy needs LoRA factors B A that train; choose method=lora_patch, method=melo or strategy=fedavg")
     return found
 
 
@@ -40,9 +41,16 @@ def required(adapter: Adapter) -> Adapter:
     return adapter
 
 
-def all_but(still: Group) -> tuple[Group, ...]:
-    """A recipe's ``groups`` when one is to stay as it is."""
-    return tuple(g for g in GROUPS if g != still)
+def folded(adapter: Adapter) -> Adapter:
+    """``adapter`` with every R multiplied into its A: of B R A (`fl.models.lora_sb`) factors B A; itself where there is no R."""
+    cores = {n: n.replace("lora_r", "lora_a") for n in adapter if group(n) == "lora_r"}
+    kept = {n: t for n, t in adapter.items() if n not in cores}
+    return kept | {a: adapter[r] @ adapter[a] for r, a in cores.items() if a in kept} if cores else adapter
+
+
+def all_but(*still: Group) -> tuple[Group, ...]:
+    """A recipe's ``groups`` when some are to stay as they are."""
+    return tuple(g for g in GROUPS if g not in still)
 
 
 def rank_of(adapter: Adapter) -> int | None:

@@ -32,12 +32,12 @@ def drawn(seed: int, size: float = 1.0, dtype: torch.dtype = torch.float64) -> d
     return {name: size * torch.randn(shape, generator=stream, dtype=dtype) for name, shape in shapes.items()}
 
 
-def answers(strategy: Strategy, state, round: int, counts=COUNTS, size: float = 0.5, ranks=None) -> tuple[list[Update], list[dict], list[float]]:
+def answers(strategy: Strategy, state, round: int, counts=COUNTS, size: float = 0.5, ranks=None, draw=None) -> tuple[list[Update], list[dict], list[float]]:
     """Random updates of what is asked in this round, the adapters that the clients then have, and their weights p."""
     updates, trained = [], []
     for client, examples in enumerate(counts):
         recipe, given = strategy.ask(state, round, ClientInfo(client, examples, rank=ranks and ranks[client]))
-        whole = recipe.sent(drawn(100 * round + client + 1, size))
+        whole = recipe.sent((draw or drawn)(100 * round + client + 1, size))
         part = {n: t[tuple(slice(d) for d in given[n].shape)] if n in given else t for n, t in whole.items()}
         updates.append(Update(client, part, examples, {"loss": 1.0, "steps": 3, "seconds": 0.1}))
         trained.append(move({**drawn(0), **given}, part))
@@ -167,6 +167,41 @@ def test_the_frame_matters_to_fedavg_and_rotation_gives_the_one_update_back():
         after = made(name).apply(drawn(0), 1, moved)
         for a, b in MODULES:
             assert low <= float((after[b] @ after[a] - target[b] @ target[a]).norm() / (target[b] @ target[a]).norm()) <= high
+
+
+def cored(seed: int, size: float = 1.0) -> dict[str, Tensor]:
+    """Factors with a core R between them."""
+    cores = {a.replace("lora_a", "lora_r"): (RANK, RANK) for a, _ in MODULES}
+    stream = torch.Generator().manual_seed(seed + 1)
+    return drawn(seed, size) | {n: size * torch.randn(shape, generator=stream, dtype=torch.float64) for n, shape in cores.items()}
+
+
+def test_fed_sb_finds_frames_in_the_first_round_and_is_exact_in_all_later_ones():
+    strategy, zero = made("fed_sb"), {"lora_b": 0.0}
+    start = {n: t * zero.get(group(n), 1.0) for n, t in cored(0).items()}
+    start |= {n: torch.eye(RANK, dtype=torch.float64) for n in start if group(n) == "lora_r"}
+    state = strategy.init(start)
+    for round in (1, 2, 3):
+        asks, before = strategy.ask(state, round, ClientInfo(0, 1))[0], strategy.view(state)
+        assert set(GROUPS) - set(asks.groups) == ({"lora_r"} if round == 1 else {"lora_a", "lora_b"})
+        updates, trained, weights = answers(strategy, state, round, draw=cored)
+        state = strategy.apply(state, round, iter(updates))
+        after = strategy.view(state)
+        for a, b in MODULES:
+            r = a.replace("lora_a", "lora_r")
+            product = sum(p * t[b] @ t[r] @ t[a] for p, t in zip(weights, trained))
+            torch.testing.assert_close(after[b] @ after[r] @ after[a], best(product) if round == 1 else product, **EXACT)
+            for frame in (after[a], after[b].T):
+                torch.testing.assert_close(frame @ frame.T, torch.eye(RANK, dtype=torch.float64), **EXACT)
+            assert round == 1 or torch.equal(after[a], before[a]) and torch.equal(after[b], before[b])
+        found = diagnose([(before, u) for u in updates])
+        assert found["modules"] == 4 and (found["product_error"] < 1e-12) == (round > 1)
+
+
+@pytest.mark.parametrize("name", ["flexlora", "ffa_lora", "rbla", "lora_fair", "rolora"])
+def test_what_works_on_b_a_refuses_b_r_a(name):
+    with pytest.raises(ConfigError, match="needs LoRA factors B A that train; choose method=lora_patch"):
+        made(name).init(cored(0))
 
 
 # Clients of different ranks -------------------------------------------------------------------------------------------
@@ -387,7 +422,7 @@ def test_each_group_has_its_own_server_rate_and_the_others_the_default(name):
 @pytest.mark.parametrize(
     "name, settings, says",
     [
-        ("fedadam", {"rates": {"tail": 0.1}}, "'lora_a', 'lora_b', 'patch_embed', 'head' or 'backbone'"),
+        ("fedadam", {"rates": {"tail": 0.1}}, "'lora_a', 'lora_b', 'lora_r', 'patch_embed', 'head' or 'backbone'"),
         ("fedadam", {"rates": {"head": -0.1}}, "rates.head: Input should be greater than 0"),
         ("fedyogi", {"beta2": 1.0}, "beta2: Input should be less than 1"),
         ("fedavgm", {"beta": -0.1}, "beta: Input should be greater than or equal to 0"),

@@ -172,7 +172,7 @@ def test_an_update_holds_what_trains_and_does_not_stay_at_home():
 
 
 def test_a_group_that_does_not_exist_is_named_with_those_that_do():
-    with pytest.raises(ValueError, match="groups(.|\n)*'lora_a', 'lora_b', 'patch_embed', 'head' or 'backbone'(.|\n)*'tail'"):
+    with pytest.raises(ValueError, match="groups(.|\n)*'lora_a', 'lora_b', 'lora_r', 'patch_embed', 'head' or 'backbone'(.|\n)*'tail'"):
         Recipe(lr={}, groups=("tail",))
 
 

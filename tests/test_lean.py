@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from fl.adapter import norm, read, sub, write
+from fl.adapter import group, norm, only, read, sub, write
 from fl.ciphers.pixel_shuffle import pixel_shuffle
 from fl.ciphers.plain import plain as plain_cipher
 from fl.datasets.images import augment
@@ -27,13 +27,15 @@ from fl.models.full import full
 from fl.models.linear import linear
 from fl.models.lora import take_rank
 from fl.models.lora_patch import lora_patch
+from fl.models.lora_sb import lora_sb
 from fl.models.melo import melo
+from fl.models.ravan import ravan
 from fl.randomness import generator
 from fl.recipe import Recipe
 from strategies.factors import at_rank
 
-METHODS = {"lora_patch": lora_patch(2), "melo": melo(2), "full": full(), "linear": linear()}
-RATES = {"lora_a": 1e-2, "lora_b": 1e-2, "head": 1e-2, "patch_embed": 1e-3, "backbone": 1e-3}
+METHODS = {"lora_sb": lora_sb(3), "ravan": ravan(2, 3), "lora_patch": lora_patch(2), "melo": melo(2), "full": full(), "linear": linear()}
+RATES = {"lora_a": 1e-2, "lora_b": 1e-2, "lora_r": 1e-2, "head": 1e-2, "patch_embed": 1e-3, "backbone": 1e-3}
 
 
 def awake(model):
@@ -58,6 +60,17 @@ def test_logits_and_gradients_are_the_plain_step_s(tiny, forty, method, attentio
     torch.testing.assert_close(forward(forty.images), plain(model)(forty.images), rtol=1e-5, atol=1e-5)
     expected, found = gradients(model, plain(model), forty), gradients(model, forward, forty)
     assert list(found) == list(expected)
+    for name, gradient in expected.items():
+        assert norm({name: found[name] - gradient}) <= 1e-5 * norm({name: gradient}), name
+
+
+@pytest.mark.parametrize(("method", "groups"), [("lora_sb", ("lora_r", "head")), ("lora_patch", ("lora_b",)), ("lora_patch", ("lora_a",))])
+def test_where_some_factors_are_frozen_the_others_have_the_plain_step_s_gradients(tiny, forty, method, groups):
+    model = awake(tiny(METHODS[method]))
+    forward = lean(model, "float32", "plain")
+    with only(model, groups):
+        expected, found = gradients(model, plain(model), forty), gradients(model, forward, forty)
+    assert {group(n) for n in found} == set(groups)
     for name, gradient in expected.items():
         assert norm({name: found[name] - gradient}) <= 1e-5 * norm({name: gradient}), name
 

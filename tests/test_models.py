@@ -11,15 +11,17 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
-from fl.adapter import count, digest, group, read
+from fl.adapter import average, count, digest, group, read, write
 from fl.config import CONF
 from fl.learn import normalise
-from fl.models import WeightsError, demo
+from fl.models import WeightsError, demo, fold
 from fl.models.full import full
 from fl.models.linear import linear
 from fl.models.lora import attach
 from fl.models.lora_patch import lora_patch
+from fl.models.lora_sb import lora_sb
 from fl.models.melo import melo
+from fl.models.ravan import ravan
 from fl.models.vit import vit
 from fl.randomness import generator
 from fl.recipe import Recipe
@@ -27,7 +29,9 @@ from fl.recipe import Recipe
 FACTORS = {f"blocks.{i}.attn.qkv.{part}.lora_{x}.weight" for i in (0, 1) for part in "qv" for x in "ab"}
 HEAD = {"head.weight", "head.bias"}
 PATCH = {"patch_embed.proj.weight", "patch_embed.proj.bias"}
-METHODS = {"lora_patch": lora_patch(2, 3.0), "melo": melo(2, 3.0), "linear": linear(), "full": full()}
+CORES = {f"blocks.{i}.attn.qkv.{part}.lora_r.weight" for i in (0, 1) for part in "qv"}
+SCALES = {name.replace("weight", "scale") for name in CORES}
+METHODS = {"lora_sb": lora_sb(2, 3.0), "ravan": ravan(2, 3), "lora_patch": lora_patch(2, 3.0), "melo": melo(2, 3.0), "linear": linear(), "full": full()}
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def test_there_is_a_method_here_for_every_yaml():
 
 @pytest.mark.parametrize(
     ("name", "trains"),
-    [("lora_patch", FACTORS | PATCH | HEAD), ("melo", FACTORS | HEAD), ("linear", HEAD), ("full", None)],
+    [("lora_sb", FACTORS | CORES | PATCH | HEAD), ("ravan", CORES | SCALES | PATCH | HEAD), ("lora_patch", FACTORS | PATCH | HEAD), ("melo", FACTORS | HEAD), ("linear", HEAD), ("full", None)],
 )
 def test_what_trains_is_exactly_what_the_method_says(name, trains, tiny):
     model = tiny(METHODS[name])
@@ -62,7 +66,7 @@ def test_a_method_leaves_function_and_frozen_weights_as_they_were(name, tiny, pi
     plain, adapted = fill(tiny(), "head"), fill(tiny(METHODS[name]), "head")
     assert torch.equal(adapted(pictures), plain(pictures)) and plain(pictures).std() > 0.01
     public = plain.state_dict()
-    assert set(public) == set(adapted.state_dict()) - FACTORS
+    assert set(public) == set(adapted.state_dict()) - FACTORS - CORES - SCALES
     assert digest({n: t for n, t in adapted.state_dict().items() if n in public}) == digest(public)
 
 
@@ -86,6 +90,64 @@ def test_loras_first_draw_is_a_function_of_seed_and_place(tiny):
     bound = 16**-0.5
     assert max(float(t.abs().max()) for t in draws) <= bound < 1.3 * max(float(t.abs().max()) for t in draws)
     assert all(not t.any() for n, t in one.items() if group(n) in ("lora_b", "head"))
+
+
+def paths(model) -> list[torch.nn.Module]:
+    return [path for block in model.blocks for path in (block.attn.qkv.q, block.attn.qkv.v)]
+
+
+def test_a_core_of_lora_sb_stands_between_the_factors(tiny, pictures):
+    """B R A with any R is LoRA with R A in the place of A; and with R = 1, as it starts, LoRA."""
+    cored, lora = fill(tiny(lora_sb(3, 2.0)), "head", "lora_b"), fill(tiny(lora_patch(3, 2.0)), "head", "lora_b")
+    torch.testing.assert_close(cored(pictures), lora(pictures), rtol=1e-5, atol=1e-6)
+    fill(cored, "lora_r")
+    for one, other in zip(paths(cored), paths(lora)):
+        other.lora_a.weight.data = one.lora_r.weight.data @ one.lora_a.weight.data
+    torch.testing.assert_close(cored(pictures), lora(pictures), rtol=1e-5, atol=1e-6)
+
+
+def test_ravans_heads_are_orthonormal_frames_that_follow_from_seed_and_place(tiny):
+    one, again, other = (paths(tiny(ravan(2, 3), seed=s)) for s in (0, 0, 1))
+    for path, same in zip(one, again):
+        torch.testing.assert_close(path.a @ path.a.T, torch.eye(6))
+        torch.testing.assert_close(path.b.T @ path.b, torch.eye(6))
+        assert torch.equal(path.a, same.a) and torch.equal(path.b, same.b)
+    assert len({digest({"": t}) for path in one + other for t in (path.a, path.b)}) == 16
+    with pytest.raises(WeightsError, match="heads . rank must be at most the model's width 16, got 20"):
+        tiny(ravan(4, 5))
+
+
+def test_ravan_is_its_formula_and_learns_from_zero(tiny, pictures):
+    model = tiny(ravan(2, 3))
+    fill(model, "head")(pictures).square().sum().backward()
+    assert all(path.lora_r["weight"].grad.abs().max() > 0 for path in paths(model)[2:])
+    fill(model, "lora_r")
+    for path in paths(model):
+        a, b = path.factors()
+        a_i, b_i = path.a.split(3), path.b.split(3, dim=1)
+        formula = sum(s * bi @ h @ ai for s, h, ai, bi in zip(path.lora_r["scale"], path.lora_r["weight"], a_i, b_i))
+        torch.testing.assert_close(b @ a, formula)
+
+
+def test_a_mean_of_folded_ravan_clients_is_the_mean_of_their_products(tiny, pictures):
+    model, clients, weights = tiny(ravan(2, 3)), [], (1, 5, 3)
+    dense = [torch.zeros(16, 16) for _ in paths(model)]
+    for k, weight in enumerate(weights):
+        for name, parameter in model.named_parameters():
+            if group(name) in ("lora_r", "head"):
+                torch.nn.init.normal_(parameter, std=0.5, generator=generator(k, name))
+        for total, path in zip(dense, paths(model)):
+            a, b = path.factors()
+            total += weight / sum(weights) * (b @ a).detach()
+        before = model(pictures)
+        fold(model)
+        torch.testing.assert_close(model(pictures), before, rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(path.lora_r["scale"], torch.ones(2)) for path in paths(model))
+        clients.append(read(model))
+    write(model, average(zip(clients, weights)))
+    for total, path in zip(dense, paths(model)):
+        a, b = path.factors()
+        assert float((b @ a - total).detach().norm() / total.norm()) < 1e-6
 
 
 def test_lora_that_finds_no_place_is_refused():
@@ -124,7 +186,7 @@ def test_lora_equals_peft_of_twice_the_rank_on_the_fused_layer(tiny, pictures):
 
 @pytest.mark.parametrize(
     ("method", "classes", "parameters"),
-    [(melo(4), 10, 155_146), (lora_patch(4), 10, 745_738), (full(), 1000, 86_567_656), (linear(), 10, 7_690)],
+    [(melo(4), 10, 155_146), (lora_patch(4), 10, 745_738), (lora_sb(16), 10, 1_194_250), (ravan(4, 39), 10, 744_394), (full(), 1000, 86_567_656), (linear(), 10, 7_690)],
 )
 def test_the_parameters_of_vit_base_count_as_in_the_paper(method, classes, parameters, monkeypatch):
     monkeypatch.setattr("fl.models.lora.LoRAqv.to", lambda self, device: self)  # the factors stay where they can be drawn

@@ -4,8 +4,9 @@
     dx = dy W'      dB_i = s_i dy_i^T (x A_i^T)      dA_i = s_i (dy_i B_i)^T x
 
 A branch beside the layer reads and writes every activation once more, and plain autograd through W' would form the whole
-d x d gradient of W only to thin it out again; this does neither. In bfloat16 W' is rounded once, from a float32 sum: added
-in bfloat16, a product B A of a thousandth of W is lost by half, of a ten-thousandth altogether.
+d x d gradient of W only to thin it out again; this does neither. A path says what its A and B are (``factors``); where they
+are made of others, as R A is, autograd goes on from them. In bfloat16 W' is rounded once, from a float32 sum: added in
+bfloat16, a product B A of a thousandth of W is lost by half, of a ten-thousandth altogether.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ class MergedQKV:
     def _merge(self) -> None:
         with torch.no_grad():
             for at, part in ((0, self.layer.q), (2, self.layer.v)):
-                rows = slice(at * self.d, (at + 1) * self.d)
-                self.merged[rows] = torch.addmm(self.layer.weight[rows], part.lora_b.weight, part.lora_a.weight, alpha=part.scale)
+                rows, (a, b) = slice(at * self.d, (at + 1) * self.d), part.factors()
+                self.merged[rows] = torch.addmm(self.layer.weight[rows], b, a, alpha=part.scale)
 
     def _rows(self, x: Tensor, first: int, last: int) -> Tensor:
         rows = slice(first * self.d, last * self.d)
         parts = [(at - first, part) for at, part in ((0, self.layer.q), (2, self.layer.v)) if first <= at < last]
         places = [(slice(at * self.d, (at + 1) * self.d), part.scale) for at, part in parts]
-        factors = [t for _, part in parts for t in (part.lora_a.weight, part.lora_b.weight)]
+        factors = [t for _, part in parts for t in part.factors()]
         return _Merged.apply(x, self.merged[rows], self.bias[rows], places, *factors)
 
 
@@ -96,10 +97,13 @@ class _Merged(torch.autograd.Function):
         if not ctx.places:
             return dx, None, None, None
         a, b = ([t.to(x.dtype) for t in half] for half in (factors[::2], factors[1::2]))
-        inner = (rows_in @ torch.cat(a).T).split([len(t) for t in a], dim=1)           # x A^T of all factors in one pass over x
-        outer = [rows_out[:, rows] @ t for (rows, _), t in zip(ctx.places, b)]         # dy B
-        da = (torch.cat(outer, dim=1).T @ rows_in).float().split([len(t) for t in a])
-        grads: list[Tensor] = []
-        for (rows, scale), u, g in zip(ctx.places, inner, da):
-            grads += [scale * g, scale * (rows_out[:, rows].T @ u).float()]
+        grads: list[Tensor | None] = [None] * len(factors)
+        needs = ctx.needs_input_grad[-len(factors) :]  # one half of the factors may be frozen
+        if any(needs[::2]):
+            outer = torch.cat([rows_out[:, rows] @ t for (rows, _), t in zip(ctx.places, b)], dim=1)  # dy B
+            da = (outer.T @ rows_in).float().split([len(t) for t in a])
+            grads[::2] = [scale * g for (_, scale), g in zip(ctx.places, da)]
+        if any(needs[1::2]):
+            inner = (rows_in @ torch.cat(a).T).split([len(t) for t in a], dim=1)  # x A^T of all factors in one pass over x
+            grads[1::2] = [scale * (rows_out[:, rows].T @ u).float() for (rows, scale), u in zip(ctx.places, inner)]
         return dx, None, None, None, *grads

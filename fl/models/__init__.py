@@ -13,9 +13,17 @@ from torch import Tensor, nn
 Method = Callable[[nn.Module, int], None]
 """``method(model, seed)`` adds what it adds and sets ``requires_grad``: true for what trains and travels, else false."""
 
-
 Forward = Callable[[Tensor], Tensor]
 """``forward(images)``: uint8 (n, 3, h, w), as the cipher leaves them -> float32 logits (n, classes); the model as a function."""
+
+
+def fold(model: nn.Module) -> None:
+    """Bring ``model``, its function unchanged, into the form in which it is sent, after training.
+
+    A part that trains in more numbers than are to be averaged, as a scale and what it scales, has a ``fold`` of its own.
+    """
+    for part in model.modules():
+        getattr(part, "fold", lambda: None)()
 
 
 class WeightsError(ValueError):

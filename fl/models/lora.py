@@ -9,10 +9,10 @@ own rank may be less than the method's; its s is that of the method all the same
 
 from __future__ import annotations
 
-from typing import Iterable, Mapping
+from typing import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
 from fl.adapter import Adapter, group
@@ -33,15 +33,18 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.lora_b(self.lora_a(x))
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (rank, d) and B (d, rank): the path is ``scale`` * B A."""
+        return self.lora_a.weight, self.lora_b.weight
+
 
 class LoRAqv(nn.Module):
-    """timm's ``qkv`` linear layer, x (..., d) -> (..., 3 d), with low-rank paths beside q and v."""
+    """timm's ``qkv`` linear layer, x (..., d) -> (..., 3 d), with paths beside ``q`` and ``v`` that have ``scale`` and ``factors``."""
 
-    def __init__(self, qkv: nn.Linear, rank: int, alpha: float) -> None:
+    def __init__(self, qkv: nn.Linear, q: nn.Module, v: nn.Module) -> None:
         super().__init__()
         self.weight, self.bias = qkv.weight, qkv.bias
-        self.q = LowRank(qkv.in_features, rank, alpha)
-        self.v = LowRank(qkv.in_features, rank, alpha)
+        self.q, self.v = q, v
         self.pristine: dict[str, Tensor] = {}  # rows of the weight as they came, of the parts that `rebase` has changed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,18 +54,26 @@ class LoRAqv(nn.Module):
 
 def attach(model: nn.Module, rank: int, alpha: float, seed: int) -> None:
     """Put LoRA into every block of a timm ViT; each A is drawn from (seed, its own name). Raises WeightsError if none fits."""
+    beside(model, lambda d, *place: first_draw(LowRank(d, rank, alpha), generator(seed, "lora", *place)))
+
+
+def beside(model: nn.Module, path: Callable[[int, str, str], nn.Module]) -> None:
+    """Put ``path(d, layer, "q" or "v")`` beside q and v in every block of a timm ViT. Raises WeightsError if there is none."""
     layers = [(n, m) for n, m in model.named_modules() if n.endswith("attn.qkv") and isinstance(m, nn.Linear)]
     if not layers:
         raise WeightsError("LoRA needs a model whose blocks have a fused attn.qkv; choose one of timm's vit_* models")
     for name, layer in layers:
-        adapted = LoRAqv(layer, rank, alpha)
-        bound = layer.in_features**-0.5  # Kaiming-uniform with a = sqrt(5)
-        with torch.no_grad():
-            for part in ("q", "v"):
-                path = getattr(adapted, part)
-                path.lora_a.weight.uniform_(-bound, bound, generator=generator(seed, "lora", name, part))
-                path.lora_b.weight.zero_()
+        adapted = LoRAqv(layer, *(path(layer.in_features, name, part) for part in "qv"))
         model.get_submodule(name.rpartition(".")[0]).qkv = adapted.to(layer.weight.device)
+
+
+@torch.no_grad()
+def first_draw(path: nn.Module, stream: Generator) -> nn.Module:
+    """``path`` with A from ``stream``, Kaiming-uniform with a = sqrt(5), and B = 0."""
+    bound = path.lora_a.in_features**-0.5
+    path.lora_a.weight.uniform_(-bound, bound, generator=stream)
+    path.lora_b.weight.zero_()
+    return path
 
 
 def rebase(model: nn.Module, change: Adapter) -> None:

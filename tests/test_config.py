@@ -17,7 +17,7 @@ OPTIONS = sorted(
     f"{path.relative_to(CONF).parts[0]}={path.relative_to(CONF / path.relative_to(CONF).parts[0]).with_suffix('')}"
     for path in CONF.glob("*/**/*.yaml")
 )
-PARTS = ("model", "data", "partition", "cipher", "method", "strategy")
+PARTS = ("model", "data", "partition", "cipher", "method", "strategy", "codec")
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -111,9 +111,9 @@ class Config(BaseModel):
         largest = self.method.get("rank")
         for rank in (self.rank, *(node.rank for node in self.nodes.values())):
             if rank and largest is None:
-                raise ValueError(f"a rank of one's own needs a method that has ranks, got rank={rank}; choose method=lora_patch or method=melo")
+                raise ValueError(f"a rank of one's own needs a method with ranks, got rank={rank}; choose method=lora_patch")
             if rank and isinstance(largest, int) and rank > largest:
-                raise ValueError(f"method.rank is the run's largest rank, got {largest} and a client's rank={rank}; raise method.rank")
+                raise ValueError(f"method.rank is the run's largest rank, got {largest} and a client's {rank=}; raise method.rank")
         if self.evaluate_on == "validation" and not self.validation:
             raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")
         return self

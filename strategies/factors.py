@@ -27,7 +27,7 @@ AXIS = {"lora_a": 0, "lora_b": 1}  # along which a factor counts the rank
 
 
 def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    """The names of A and B of every module, in the order of ``names``. Raises ConfigError when there is none, or more than those."""
+    """The names of A and B of every module, in the order of ``names``. Raises ConfigError for none, and for B R A."""
     names = list(names)
     found = [(name, name.replace("lora_a", "lora_b")) for name in names if group(name) == "lora_a"]
     if not found or any(group(name) == "lora_r" for name in names):
@@ -86,7 +86,10 @@ def mixed(strategy: Strategy) -> Strategy:
         recipe, given = strategy.ask(state, round, client)
         return recipe, at_rank(given, client.rank)
 
-    return strategy._replace(ask=ask, apply=lambda state, round, updates: strategy.apply(state, round, widened(state, updates)), ranks=True)
+    def apply(state, round, updates):
+        return strategy.apply(state, round, widened(state, updates))
+
+    return strategy._replace(ask=ask, apply=apply, ranks=True)
 
 
 def together(state: Adapter, updates: Iterable[Update]) -> tuple[dict[str, Tensor], list[Adapter], list[int]]:

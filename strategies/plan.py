@@ -34,18 +34,24 @@ def enough(strategy: Strategy, config: Config, clients: int) -> None:
 
 
 def one_rank(strategy: Strategy, config: Config, clients: Iterable[ClientInfo]) -> None:
-    """Raise ConfigError, before anybody trains, when ranks differ and ``strategy`` gives one to all."""
+    """Raise ConfigError, before anybody trains, when ranks differ and ``strategy`` gives one to all, or when one cannot be."""
     largest = config.method.get("rank")
-    other = next((c for c in clients if c.rank != largest), None)
-    if strategy.ranks or other is None:
-        return
-    name = config.strategy["_target_"].rpartition(".")[2]
+    for client in clients:
+        if client.rank == largest:
+            continue
+        if client.rank not in range(1, largest or 1):
+            raise ConfigError(f"client {client.client} must have a rank of at most the run's {largest}, got {client.rank!r}; raise method.rank")
+        if not strategy.ranks:
+            name = config.strategy["_target_"].rpartition(".")[2]
+            raise ConfigError(
+                f"{name} gives all clients one rank, but client {client.client} has rank {client.rank} and the run {largest}; "
+                f"take its own rank away, or use strategy={'|'.join(_of_any_rank(config))}"
+            )
+
+
+def _of_any_rank(config: Config) -> list[str]:
     names = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
-    able = [n for n in names if build(load(f"strategy={n}").strategy, recipe=config.recipe).ranks]
-    raise ConfigError(
-        f"{name} gives all clients one rank, but client {other.client} has rank {other.rank} and the run {largest}; "
-        f"take its own rank away, or use strategy={'|'.join(able)}"
-    )
+    return [name for name in names if build(load(f"strategy={name}").strategy, recipe=config.recipe).ranks]
 
 
 def orders(strategy: Strategy, config: Config, state: State, round: int, client: ClientInfo) -> tuple[Recipe, Adapter]:

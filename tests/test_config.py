@@ -81,7 +81,7 @@ def test_the_defaults_are_safe():
         ("state=relative", "state: must be absolute or start with ~"),
         ("+nodes.1.rank=5", "method.rank is the run's largest rank, got 4 and a client's rank=5; raise method.rank"),
         ("+nodes.1.rank=0", "nodes.1.rank: Input should be greater than 0"),
-        ("method=full +nodes.1.rank=2", "a rank of one's own needs a method that has ranks, got rank=2; choose method=lora_patch"),
+        ("method=full +nodes.1.rank=2", "a rank of one's own needs a method with ranks, got rank=2; choose method=lora_patch"),
     ],
 )
 def test_a_config_that_cannot_run_is_one_line_that_names_what_to_change(overrides, says):

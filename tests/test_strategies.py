@@ -367,6 +367,9 @@ def test_a_strategy_of_one_rank_refuses_others_by_name_and_tells_which_take_them
     line, _, names = str(caught.value).partition(says)
     assert not line and set(names.split("|")) == {"ffa_lora", "flexlora", "florist", "hetlora", "rbla"}
     one_rank(strategy, load("method=full"), [ClientInfo(0, 10)])
+    for method, claim in (("melo", 5), ("melo", 0), ("melo", "2"), ("melo", None), ("full", 2)):
+        with pytest.raises(ConfigError, match="client 3 must have a rank of at most the run's"):
+            one_rank(strategy._replace(ranks=True), load(f"method={method}"), [ClientInfo(3, 10, rank=claim)])
 
 
 def test_a_strategy_that_takes_ranks_gives_each_client_its_own(strategy):

@@ -39,7 +39,10 @@ class LowRank(nn.Module):
 
 
 class LoRAqv(nn.Module):
-    """timm's ``qkv`` linear layer, x (..., d) -> (..., 3 d), with paths beside ``q`` and ``v`` that have ``scale`` and ``factors``."""
+    """timm's ``qkv`` linear layer, x (..., d) -> (..., 3 d), with low-rank paths beside q and v.
+
+    A path is a module with a ``scale`` and ``factors()``: A (r, d) and B (d, r), of which it is scale * B A.
+    """
 
     def __init__(self, qkv: nn.Linear, q: nn.Module, v: nn.Module) -> None:
         super().__init__()

@@ -65,6 +65,6 @@ def orthonormal(d: int, columns: int, stream: Generator) -> Tensor:
     Q of a Gaussian draw, in float64, with the signs that give R a positive diagonal. Raises WeightsError where d is too small.
     """
     if columns > d:
-        raise WeightsError(f"heads * rank must be at most the model's width {d}, got {columns}; lower method.heads or method.rank")
+        raise WeightsError(f"heads * rank must be at most the model's width {d}, got {columns}; lower method.rank")
     q, r = torch.linalg.qr(torch.randn(d, columns, generator=stream, dtype=torch.float64))
     return (q * r.diagonal().sign()).float()

@@ -32,6 +32,7 @@ from simulations.launch import engine
 from strategies import ClientInfo
 from strategies.exchange import exchange
 from strategies.flower import message, updates_of, weigh
+from strategies.history import Watch
 
 VALUES = 95_000  # float32 in a payload: 0.38 MB
 COHORT = 100
@@ -102,7 +103,7 @@ def one_round(grid: InProcessGrid, number: dict[int, int], given: Flat, recipe: 
         ledger.append(weigh("train", "down", messages[-1]))
     replies = exchange(grid, 60, messages, number)
     infos = {client: ClientInfo(client, 1) for client in number.values()}
-    updates = updates_of(replies, number, infos, dict.fromkeys(number.values(), given), codec, [], ledger)
+    updates = updates_of(replies, number, infos, dict.fromkeys(number.values(), (recipe, given)), codec, Watch(few=False), ledger)
     average((u.adapter, u.examples) for u in updates)
     return time.monotonic() - began
 

@@ -70,7 +70,8 @@ class Drawer:
         try:
             return rounds[-1], load(path.read_bytes())
         except (SafetensorError, OSError) as error:
-            raise StateError(f"state file {path} must be as it was written, but cannot be read ({error}); start the run anew") from None
+            reason = f"state file {path} must be as it was written, but cannot be read ({error})"
+            raise StateError(f"{reason}; start the run anew") from None
 
     def _path(self, what: str, round: int) -> Path:
         return self.folder / f"{what}-{round:05}.safetensors"

@@ -167,6 +167,18 @@ def test_inputs_and_states_are_not_changed(strategy):
     assert all(torch.equal(once[n], twice[n]) for n in once)
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_a_head_that_stays_at_home_is_left_as_it_was_and_the_rest_is_not(name):
+    config = load(f"strategy={name} recipe.keep=[head]")
+    strategy = build(config.strategy, recipe=config.recipe)
+    updates = crowd(max(3, fewest(strategy)))
+    assert not any(group(n) == "head" for n in asked(strategy, adapter(0), adapter(1))[1])
+    after, still = effect(one_round(strategy, adapter(0), updates)), effect(adapter(0))
+    torch.testing.assert_close(after["head"], still["head"])
+    sends = asked(strategy, adapter(0), adapter(1))[1]
+    assert torch.allclose(after["product"], still["product"]) == (B not in sends and A not in sends)
+
+
 def test_no_updates_is_an_error(strategy):
     with pytest.raises(ValueError):
         strategy.apply(strategy.init(adapter(0)), 1, [])

@@ -2,7 +2,7 @@
 
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``data-path``, ``weights-path``, ``state-path``, ``device``.
+run's config ``key-path``, ``data-path``, ``weights-path``, ``state-path``, ``device``, ``rank``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clients import local
 from clients.carried import Behind
 from clients.state import StateError
 from fl.adapter import Adapter
-from fl.config import Config, ConfigError, Node, load
+from fl.config import Config, ConfigError, Node, load, node
 from fl.datasets import DataError
 from fl.keys import KeyFileError
 from fl.learn import TrainingError
@@ -40,7 +40,9 @@ if "ray" in sys.modules or "flwr.simulation.app" in sys.modules:
 app = ClientApp()
 log = logging.getLogger("veilora.client")
 
-NODE_SETTINGS = {"key-path": "key", "data-path": "data_root", "weights-path": "weights", "state-path": "state", "device": "device"}
+NODE_SETTINGS = {
+    "key-path": "key", "data-path": "data_root", "weights-path": "weights", "state-path": "state", "device": "device", "rank": "rank",
+}  # fmt: skip
 EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, StateError, OSError)
 
 
@@ -82,7 +84,7 @@ def at_node(context: Context, index: int) -> Config:
     config = load(str(context.run_config.get("overrides", "")))
     simulated = config.nodes.get(index, Node())
     own = {field: str(context.node_config[name]) for name, field in NODE_SETTINGS.items() if name in context.node_config}
-    return config.at_node(simulated).at_node(Node(**own))
+    return config.at_node(simulated).at_node(node(own))
 
 
 def without_paths(text: str, config: Config | None) -> str:

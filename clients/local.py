@@ -31,7 +31,7 @@ from fl.datasets.images import augment, resize, save_rows
 from fl.datasets.partition import Split, split
 from fl.lean.table import gathering
 from fl.learn import Prepare, Score, evaluate, fit
-from fl.models.lora import rebase
+from fl.models.lora import rebase, take_rank
 from fl.provenance import code_digest, versions
 from fl.randomness import generator
 from fl.recipe import Recipe
@@ -39,7 +39,7 @@ from fl.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Client:
-    """Client ``index`` of ``of``, its parts opened."""
+    """Client ``index`` of ``of``, its parts opened. ``config`` is without its ``rank``: clients of all ranks share one model."""
 
     config: Config
     index: int
@@ -48,6 +48,7 @@ class Client:
     cipher: Cipher
     dataset: Dataset
     split: Split
+    rank: int | None = None
 
     def __repr__(self) -> str:
         return f"Client({self.index} of {self.of}, key {self.key.fingerprint})"
@@ -104,6 +105,7 @@ def open_client(config: Config, index: int, of: int) -> Client:
     Raises KeyFileError, DataError, WeightsError or ConfigError, each with one line that says what to do.
     """
     torch.set_num_threads(config.threads)
+    rank, config = config.rank or config.method.get("rank"), config.model_copy(update={"rank": None})
     key = keys.read(Path(config.key))
     cipher = build(config.cipher, key=key, block=config.model["patch"])
     if config.start == "keyed" and cipher.absorb is None:
@@ -111,7 +113,7 @@ def open_client(config: Config, index: int, of: int) -> Client:
     source = json.dumps(config.data, sort_keys=True), config.model["image"]
     dataset = _dataset(*source)
     parts = _split(*source, json.dumps(config.partition, sort_keys=True), of, config.seed, config.validation)
-    client = Client(config, index, of, key, cipher, dataset, parts)
+    client = Client(config, index, of, key, cipher, dataset, parts, rank)
     client.bench  # so that what is wrong with the weights is said now
     return client
 
@@ -140,8 +142,7 @@ def train(
     began = time.monotonic()
     drawer = Drawer(client.config.state, run, client.index)
     given = adapters.apart(received)
-    start = _absorb(client, carried.start(drawer, round, recipe, client.bench.start, given.own))
-    adapters.write(client.bench.model, start)
+    start = _put(client, carried.start(drawer, round, recipe, client.bench.start, given.own))
     variate = carried.variate(drawer, round, given.control) if recipe.control else {}
     correction = _absorb(client, {n: c - variate[n] for n, c in recipe.sent(given.control).items()}) if recipe.control else None
     stream = generator(client.config.seed, "train", round, client.index)
@@ -163,7 +164,7 @@ def train(
 
 def score(client: Client, received: Adapter) -> Score:
     """Evaluate the adapter on the client's own encrypted shard."""
-    adapters.write(client.bench.model, _absorb(client, received))
+    _put(client, received)
     return evaluate(client.bench.model, client.held, client.bench.forward)
 
 
@@ -187,6 +188,7 @@ def roll(client: Client) -> dict:
         "full_bytes": client.bench.full_bytes,
         "faults": client.dataset.faults,
         "machine": f"torch {versions()['torch']} on {next(client.bench.model.parameters()).device.type}, {client.bench.speed}",
+        "rank": client.rank,
     }
 
 
@@ -211,6 +213,14 @@ def _dataset(source: str, image: int) -> Dataset:
 def _split(source: str, image: int, partition: str, of: int, seed: int, validation: float) -> Split:
     dataset = _dataset(source, image)
     return split(build(json.loads(partition)), dataset.train.labels, dataset.test.labels, of, seed, validation)
+
+
+def _put(client: Client, received: Adapter) -> Adapter:
+    """Set the model, at the rank of what was ``received``. Returns the adapter as the model holds it."""
+    start = _absorb(client, received)
+    take_rank(client.bench.model, start)
+    adapters.write(client.bench.model, start)
+    return start
 
 
 def _absorb(client: Client, adapter: Adapter) -> Adapter:

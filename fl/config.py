@@ -13,7 +13,7 @@ import re
 import shlex
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -21,11 +21,12 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator, validate_call
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator, validate_call
 
 from fl.recipe import Recipe
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -41,6 +42,7 @@ class Node(BaseModel):
     weights: str | None = None
     device: str | None = None
     state: str | None = None
+    rank: PositiveInt | None = None
 
 
 class Config(BaseModel):
@@ -78,6 +80,7 @@ class Config(BaseModel):
     strategy: dict[str, Any]
     recipe: Recipe
     nodes: dict[int, Node] = {}
+    rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest
 
     @field_validator("key", "output", "state")
     @classmethod
@@ -101,6 +104,12 @@ class Config(BaseModel):
             place = getattr(self, part).get(name, "/")
             if place not in ("hub", "none") and not Path(str(place)).expanduser().is_absolute():
                 raise ValueError(f"{part}.{name} must be absolute or start with ~, got {place!r}")
+        largest = self.method.get("rank")
+        for rank in (self.rank, *(node.rank for node in self.nodes.values())):
+            if rank and largest is None:
+                raise ValueError(f"a rank of one's own needs a method that has ranks, got rank={rank}; choose method=lora_patch or method=melo")
+            if rank and isinstance(largest, int) and rank > largest:
+                raise ValueError(f"method.rank is the run's largest rank, got {largest} and a client's rank={rank}; raise method.rank")
         if self.evaluate_on == "validation" and not self.validation:
             raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")
         return self
@@ -110,13 +119,14 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that two parties share exactly when they compute the same run (places may differ)."""
-        shared = self.model_dump(exclude={"key", "output", "state", "engine", "diagnostics", "device", "nodes", "keep", "wait", "timeout"})
+        places = {"key", "output", "state", "engine", "diagnostics", "device", "nodes", "keep", "wait", "timeout", "rank"}
+        shared = self.model_dump(exclude=places)
         for part, local in (("data", "root"), ("model", "weights")):
             shared[part] = {k: v for k, v in shared[part].items() if k != local}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
     def at_node(self, settings: Node) -> Config:
-        """This config as one machine sees it: its own key file, data folder, weights file, device, state folder."""
+        """This config as one machine sees it: its own key file, data folder, weights file, device, rank."""
         own = settings.model_dump(exclude_none=True)
         parts = {"data_root": ("data", "root"), "weights": ("model", "weights")}
         change = {k: v for k, v in own.items() if k not in parts}
@@ -145,9 +155,14 @@ def load(overrides: str = "") -> Config:
     return _checked(composed)
 
 
-def _checked(values: dict[str, Any]) -> Config:
+def node(settings: dict[str, Any]) -> Node:
+    """One machine's settings, as it wrote them. Raises ConfigError."""
+    return _checked(settings, Node)
+
+
+def _checked(values: dict[str, Any], kind: type[Record] = Config) -> Record:
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])

@@ -29,7 +29,7 @@ from strategies import ClientInfo, Update
 from strategies.catchup import Catchup
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, Watch, history_row, totals
-from strategies.plan import cohort, enough, evaluates, orders, scores_own
+from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_own
 from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
 
 
@@ -48,10 +48,11 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     for line in remarks(rolls):
         journal.say(line)
     strategy = build(config.strategy, recipe=config.recipe)
+    infos = [ClientInfo(roll.client, roll.train, roll.evaluate, roll.rank) for roll in rolls]
     enough(strategy, config, number)
+    one_rank(strategy, config, infos)
     journal.begin()
     local.keepsakes(clients[0], journal.folder)
-    infos = [ClientInfo(roll.client, roll.train, roll.evaluate) for roll in rolls]
     state, catchup = strategy.init(clients[0].bench.start), Catchup(strategy)
 
     for round in range(1, config.rounds + 1):

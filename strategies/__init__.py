@@ -25,11 +25,15 @@ State = Any
 
 
 class ClientInfo(NamedTuple):
-    """What the server knows of a client: its number, how many images it trains on, and how many it is evaluated on."""
+    """What the server knows of a client: its number, how many images it trains on, and how many it is evaluated on.
+
+    ``rank``: of its LoRA factors; None is the run's largest, which the method names.
+    """
 
     client: int
     examples: int
     held: int = 0
+    rank: int | None = None
 
 
 class Update(NamedTuple):
@@ -45,7 +49,7 @@ class Update(NamedTuple):
 
 
 class Strategy(NamedTuple):
-    """A federated algorithm as five fields, a number, and where it changes frozen weights one function more.
+    """A federated algorithm as functions and facts.
 
     ``linear``: the server needs only weighted sums of fixed-shape uploads (so that they may be blinded).
     ``init(adapter)``: the first state, from the adapter that every client starts with.
@@ -57,6 +61,7 @@ class Strategy(NamedTuple):
     ``fewest``: clients that a round must have for ``apply`` to make sense.
     ``base(state, since)``: how the frozen weights have changed (`fl.base`) after round ``since``, step by step, and this
     round; it may answer with the whole change as one step, and 0. None leaves them alone.
+    ``ranks``: takes clients of different ranks; it is then for ``ask`` to give each factors of its own.
     """
 
     linear: bool
@@ -66,3 +71,4 @@ class Strategy(NamedTuple):
     view: Callable[[State], Adapter]
     fewest: int = 1
     base: Callable[[State, int], tuple[int, Sequence[Adapter]]] | None = None
+    ranks: bool = False

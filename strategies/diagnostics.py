@@ -7,7 +7,8 @@
     modules         how many products there are; without any that the server sees, there is only drift
 
 The difference of the first line is sum_k p_k (B_k - mean(B)) (A_k - mean(A)): no cancellation. All is done on the small
-cores of `strategies.factors`; a d x d product is never formed.
+cores of `strategies.factors`; a d x d product is never formed. Factors of a lesser rank are filled up with zeros, which
+leaves their products; r is the largest rank of the round.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import torch
 
 from fl.adapter import Adapter, group, mean, move, norm, sub
 from strategies import Update
-from strategies.factors import core, pairs, stack
+from strategies.factors import at_rank, core, pairs, rank_of, stack
 
 
 def diagnose(answers: Sequence[tuple[Adapter, Update]]) -> dict[str, float]:
     """The numbers above, from what each client received and its update; a frozen factor may be missing in this."""
     weights = [u.examples for _, u in answers]
+    rank = max((rank_of(received) or 0 for received, _ in answers), default=0) or None
+    answers = [(at_rank(received, rank), u._replace(adapter=at_rank(u.adapter, rank))) for received, u in answers]
     step = mean([u.adapter for _, u in answers], weights)
     far = sum(w * norm(sub(u.adapter, step)) ** 2 for w, (_, u) in zip(weights, answers)) / sum(weights)
     drift = {"drift": ratio(math.sqrt(far), norm(step))}
@@ -34,18 +37,18 @@ def diagnose(answers: Sequence[tuple[Adapter, Update]]) -> dict[str, float]:
     trained = [move(received, u.adapter) for received, u in answers]
     middle = mean(trained, weights)
     apart = [sub(t, middle) for t in trained]
-    whole = lost = beyond = rank = 0.0
+    whole = lost = beyond = effective = 0.0
     modules = pairs(given)
     for a, b in modules:
         s = torch.linalg.svdvals(core(*stack(trained, weights, a, b)))
         whole += float(s.square().sum())
         beyond += float(s[len(given[a]) :].square().sum())
         lost += float(core(*stack(apart, weights, a, b)).square().sum())
-        rank += effective_rank(s) / len(modules)
+        effective += effective_rank(s) / len(modules)
     return drift | {
         "product_error": ratio(math.sqrt(lost), math.sqrt(whole)),
         "best_error": ratio(math.sqrt(beyond), math.sqrt(whole)),
-        "effective_rank": rank,
+        "effective_rank": effective,
         "modules": len(modules),
     }
 

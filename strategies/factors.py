@@ -1,24 +1,29 @@
 """The algebra of LoRA's factors on the server, module by module, that several strategies share.
 
-A module adds s B A to a frozen weight, with A (r, d_in), B (d_out, r). Ranks are equal on all clients, and so is the scale
-s = alpha / r: it stands before every product below, cancels, and is left out.
+A module adds s B A to a frozen weight, with A (r, d_in), B (d_out, r). A client's rank may be less than r, its scale is
+s = alpha / r all the same: s stands before every product below, cancels, and is left out.
 
     stack    sum_k p_k B_k A_k = L R        L = [B_1 ... B_K]   R = [p_1 A_1; ...; p_K A_K]   (p_k on one side alone)
     svd      L = Q_l T_l,  R^T = Q_r T_r,  T_l T_r^T = u S v^T   =>   L R = (Q_l u) S (Q_r v)^T
     split    B = U_r S_r,  A = V_r^T: the best rank-r approximation, A with orthonormal rows
+    at_rank  cut: [B_1 B_2] [A_1; A_2] -> B_1 A_1, of `split` the best of its rank    widen: [B 0] [A; 0] = B A
 
 Only thin matrices are factored and the d_out x d_in product is never formed: K r columns instead of d. In float64 within.
 """
 
 from __future__ import annotations
 
-from typing import Iterable, Sequence
+from typing import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from fl.adapter import GROUPS, Adapter, Group, group
+from fl.adapter import GROUPS, Adapter, Group, group, mean, move
 from fl.config import ConfigError
+from strategies import Strategy, Update
+
+AXIS = {"lora_a": 0, "lora_b": 1}  # along which a factor counts the rank
 
 
 def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -38,6 +43,49 @@ def required(adapter: Adapter) -> Adapter:
 def all_but(still: Group) -> tuple[Group, ...]:
     """A recipe's ``groups`` when one is to stay as it is."""
     return tuple(g for g in GROUPS if g != still)
+
+
+def rank_of(adapter: Adapter) -> int | None:
+    """The rank of the factors in ``adapter``, which may hold one half of them; None where there are none."""
+    return next((t.shape[AXIS[group(n)]] for n, t in adapter.items() if group(n) in AXIS), None)
+
+
+def at_rank(adapter: Adapter, rank: int | None) -> Adapter:
+    """``adapter`` with factors of this ``rank``: rows of A and columns of B past it are cut, missing ones are zero.
+
+    It is itself where nothing changes, and for None.
+    """
+    if rank is None or rank_of(adapter) in (rank, None):
+        return adapter
+    missing = {"lora_a": lambda t: (0, 0, 0, rank - len(t)), "lora_b": lambda t: (0, rank - t.shape[1])}
+    return {n: pad(t, missing[group(n)](t)) if group(n) in missing else t for n, t in adapter.items()}
+
+
+def widened(state: Adapter, updates: Iterable[Update]) -> Iterator[Update]:
+    """Each update as one of the rank of ``state``, which its client received cut: ``state`` plus it is [B_k 0] [A_k; 0]."""
+    for u in updates:
+        sent, rank = rank_of(u.adapter), rank_of(state)
+        if sent != rank:
+            unseen = {n: at_rank(at_rank({n: state[n]}, sent), rank)[n] - state[n] for n in u.adapter}
+            u = u._replace(adapter=move(at_rank(u.adapter, rank), unseen))
+        yield u
+
+
+def mixed(strategy: Strategy) -> Strategy:
+    """``strategy``, whose state is an adapter, for clients of different ranks: each gets the first rows of A and columns of B."""
+
+    def ask(state, round, client):
+        recipe, given = strategy.ask(state, round, client)
+        return recipe, at_rank(given, client.rank)
+
+    return strategy._replace(ask=ask, apply=lambda state, round, updates: strategy.apply(state, round, widened(state, updates)), ranks=True)
+
+
+def together(state: Adapter, updates: Iterable[Update]) -> tuple[dict[str, Tensor], list[Adapter], list[int]]:
+    """For who needs all factors at once: the mean of everything, each client's adapter, and the examples that weigh it."""
+    updates = list(updates)
+    weights = [u.examples for u in updates]
+    return dict(move(state, mean([u.adapter for u in updates], weights))), [move(state, u.adapter) for u in updates], weights
 
 
 def stack(trained: Sequence[Adapter], weights: Sequence[float], a: str, b: str) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from fl.adapter import mean, move
 from fl.recipe import Recipe
 from strategies import Strategy
+from strategies.fedavg import fedavg
 
 
 def fednova(recipe: Recipe) -> Strategy:
@@ -26,13 +27,7 @@ def fednova(recipe: Recipe) -> Strategy:
         effective = sum(u.examples * tau for u, tau in zip(updates, lengths)) / sum(u.examples for u in updates)
         return move(state, {name: effective * t for name, t in step.items()})
 
-    return Strategy(
-        linear=False,
-        init=lambda adapter: adapter,
-        ask=lambda state, round, client: (recipe, state),
-        apply=apply,
-        view=lambda state: state,
-    )
+    return fedavg(recipe)._replace(linear=False, apply=apply)
 
 
 def length(recipe: Recipe, steps: float) -> float:

@@ -14,6 +14,7 @@ import torch
 from fl.adapter import average, move
 from fl.recipe import Recipe
 from strategies import Strategy, factors
+from strategies.fedavg import fedavg
 
 
 def fedrot_lora(recipe: Recipe) -> Strategy:
@@ -30,10 +31,4 @@ def fedrot_lora(recipe: Recipe) -> Strategy:
     def apply(state, round, updates):
         return average((turned(state, u.adapter), u.examples) for u in updates)
 
-    return Strategy(
-        linear=False,
-        init=factors.required,
-        ask=lambda state, round, client: (recipe, state),
-        apply=apply,
-        view=lambda state: state,
-    )
+    return fedavg(recipe)._replace(linear=False, init=factors.required, apply=apply)

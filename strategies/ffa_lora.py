@@ -4,6 +4,9 @@
 
 The update stays in the row space of the first A, so its draw matters: ``orthonormal`` replaces A by orthonormal rows of the
 same space, once and with the function unchanged, which no draw can make lopsided. A still goes down with every round.
+
+Clients of different ranks stay exact and linear: client k holds the first r_k rows of the one A, and its B, filled up with
+zeros, is one of rank r:    sum_k p_k B_k A[:r_k] = (sum_k p_k [B_k 0]) A
 """
 
 from __future__ import annotations
@@ -18,4 +21,4 @@ from strategies.fedavg import fedavg
 def ffa_lora(recipe: Recipe, orthonormal: bool = True) -> Strategy:
     """`fedavg` of all but A."""
     init = factors.orthonormal if orthonormal else factors.required
-    return fedavg(replace(recipe, groups=factors.all_but("lora_a")))._replace(init=init)
+    return factors.mixed(fedavg(replace(recipe, groups=factors.all_but("lora_a")))._replace(init=init))

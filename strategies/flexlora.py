@@ -1,35 +1,28 @@
-"""FlexLoRA (Bai et al., arXiv 2402.11505), here with one rank for all: the mean of products, cut back to rank r.
+"""FlexLoRA (Bai et al., arXiv 2402.11505): the mean of products, cut back to rank r; each client receives it at its own rank.
 
-    U S V^T = svd(sum_k p_k B_k A_k)        B <- U_r S_r        A <- V_r^T
+    U S V^T = svd(sum_k p_k B_k A_k)        B <- U_r S_r        A <- V_r^T        client k: U_{r_k} S_{r_k}, V_{r_k}^T
 
-The best product of rank r (Eckart-Young), where FedAvg's mean(B_k) mean(A_k) is some product of rank r. It needs each
-client's factors together, so it is not linear. What is no factor is averaged.
+The best product of rank r, and of each client's rank r_k <= r, since singular values are sorted (Eckart-Young), where
+FedAvg's mean(B_k) mean(A_k) is some product of rank r. It needs each client's factors together, so it is not linear. What
+is no factor is averaged. What only clients of small weight can hold fades: a direction that one client of weight p knows
+returns to it with p of its size.
 """
 
 from __future__ import annotations
 
-from fl.adapter import mean, move
 from fl.recipe import Recipe
 from strategies import Strategy, factors
+from strategies.fedavg import fedavg
 
 
 def flexlora(recipe: Recipe) -> Strategy:
     """The mean of the clients' products B A, as well as rank r can hold it."""
 
     def apply(state, round, updates):
-        updates = list(updates)
-        weights = [u.examples for u in updates]
-        after = dict(move(state, mean([u.adapter for u in updates], weights)))
-        trained = [move(state, u.adapter) for u in updates]
+        after, trained, weights = factors.together(state, updates)
         for a, b in factors.pairs(state):
             axes = factors.svd(*factors.stack(trained, weights, a, b), rank=len(state[a]))
             after[a], after[b] = factors.split(*axes, state[a].dtype)
         return after
 
-    return Strategy(
-        linear=False,
-        init=factors.required,
-        ask=lambda state, round, client: (recipe, state),
-        apply=apply,
-        view=lambda state: state,
-    )
+    return factors.mixed(fedavg(recipe)._replace(linear=False, init=factors.required, apply=apply))

@@ -4,7 +4,7 @@
 
 Each module drops the directions on which few clients agree. The messages keep their shape: past the cut B is zero and A
 has orthonormal rows, which the next round may use anew. So it saves no bytes here, unlike the paper's, which sends the
-cut rank, and never more than r, also unlike the paper's.
+cut rank, and never more than r, also unlike the paper's. A client of a rank r_k < r receives the first r_k directions.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fl.adapter import mean, move
 from fl.recipe import Recipe
 from strategies import Strategy, factors
+from strategies.fedavg import fedavg
 
 
 def florist(recipe: Recipe, energy: Annotated[float, Field(gt=0, le=1)] = 0.95) -> Strategy:
     """The mean of the clients' products B A, each module at the rank that holds this share of its ``energy``."""
 
     def apply(state, round, updates):
-        updates = list(updates)
-        weights = [u.examples for u in updates]
-        after = dict(move(state, mean([u.adapter for u in updates], weights)))
-        trained = [move(state, u.adapter) for u in updates]
+        after, trained, weights = factors.together(state, updates)
         for a, b in factors.pairs(state):
             u, s, vt = factors.svd(*factors.stack(trained, weights, a, b), rank=len(state[a]))
             held = s.square().cumsum(0)
@@ -33,10 +30,4 @@ def florist(recipe: Recipe, energy: Annotated[float, Field(gt=0, le=1)] = 0.95) 
             after[a], after[b] = factors.split(u, s, vt, state[a].dtype)
         return after
 
-    return Strategy(
-        linear=False,
-        init=factors.required,
-        ask=lambda state, round, client: (recipe, state),
-        apply=apply,
-        view=lambda state: state,
-    )
+    return factors.mixed(fedavg(recipe)._replace(linear=False, init=factors.required, apply=apply))

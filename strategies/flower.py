@@ -28,7 +28,7 @@ from strategies.catchup import Catchup
 from strategies.exchange import POLL, RunFailed, exchange
 from strategies.gate import ALWAYS, OWN, admit
 from strategies.history import Evaluation, Watch, history_row, totals
-from strategies.plan import cohort, enough, evaluates, orders, scores_own
+from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_own
 from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
 
 
@@ -41,10 +41,11 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     pack_once = packer(codec)
     nodes, rolls = roll_call(grid, config, journal, before)
     strategy = build(config.strategy, recipe=config.recipe)
+    infos = {roll.client: ClientInfo(roll.client, roll.train, roll.evaluate, roll.rank) for roll in rolls}
     enough(strategy, config, len(nodes))
+    one_rank(strategy, config, infos.values())
     journal.begin()
     number = {node: client for client, node in nodes.items()}
-    infos = {roll.client: ClientInfo(roll.client, roll.train, roll.evaluate) for roll in rolls}
     state = strategy.init(starting_adapter(grid, config, nodes[0], rolls[0], before))
     catchup = Catchup(strategy)
 

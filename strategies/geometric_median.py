@@ -14,6 +14,7 @@ from pydantic import PositiveFloat, PositiveInt
 from fl.adapter import mean, move, norm, sub
 from fl.recipe import Recipe
 from strategies import Strategy
+from strategies.fedavg import fedavg
 
 
 def geometric_median(recipe: Recipe, steps: PositiveInt = 20, floor: PositiveFloat = 1e-6) -> Strategy:
@@ -26,10 +27,4 @@ def geometric_median(recipe: Recipe, steps: PositiveInt = 20, floor: PositiveFlo
             centre = mean(sent, [1 / max(norm(sub(a, centre)), floor) for a in sent])
         return move(state, centre)
 
-    return Strategy(
-        linear=False,
-        init=lambda adapter: adapter,
-        ask=lambda state, round, client: (recipe, state),
-        apply=apply,
-        view=lambda state: state,
-    )
+    return fedavg(recipe)._replace(linear=False, apply=apply)

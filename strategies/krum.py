@@ -15,6 +15,7 @@ from fl.adapter import mean, move, norm, sub
 from fl.config import ConfigError
 from fl.recipe import Recipe
 from strategies import Strategy
+from strategies.fedavg import fedavg
 
 
 def krum(recipe: Recipe, attackers: NonNegativeInt = 1, keep: PositiveInt = 1) -> Strategy:
@@ -35,11 +36,4 @@ def krum(recipe: Recipe, attackers: NonNegativeInt = 1, keep: PositiveInt = 1) -
         best = sorted(range(len(sent)), key=lambda k: scores[k])[:keep]
         return move(state, mean([sent[k] for k in best], [1] * keep))
 
-    return Strategy(
-        linear=False,
-        init=lambda adapter: adapter,
-        ask=lambda state, round, client: (recipe, state),
-        apply=apply,
-        view=lambda state: state,
-        fewest=needs,
-    )
+    return fedavg(recipe)._replace(linear=False, apply=apply, fewest=needs)

@@ -12,19 +12,16 @@ from __future__ import annotations
 import torch
 from pydantic import PositiveFloat
 
-from fl.adapter import mean, move
 from fl.recipe import Recipe
 from strategies import Strategy, factors
+from strategies.fedavg import fedavg
 
 
 def lora_fair(recipe: Recipe, lam: PositiveFloat = 0.01) -> Strategy:
     """The mean of the factors, B corrected towards the mean of the products; ``lam`` holds it near the mean of the B."""
 
     def apply(state, round, updates):
-        updates = list(updates)
-        weights = [u.examples for u in updates]
-        after = dict(move(state, mean([u.adapter for u in updates], weights)))
-        trained = [move(state, u.adapter) for u in updates]
+        after, trained, weights = factors.together(state, updates)
         for a, b in factors.pairs(state):
             left, right = factors.stack(trained, weights, a, b)
             mean_a, mean_b = after[a].double(), after[b].double()
@@ -34,10 +31,4 @@ def lora_fair(recipe: Recipe, lam: PositiveFloat = 0.01) -> Strategy:
             after[b] = (mean_b + torch.linalg.solve(ridge, missing, left=False)).to(state[b].dtype)
         return after
 
-    return Strategy(
-        linear=False,
-        init=factors.required,
-        ask=lambda state, round, client: (recipe, state),
-        apply=apply,
-        view=lambda state: state,
-    )
+    return fedavg(recipe)._replace(linear=False, init=factors.required, apply=apply)

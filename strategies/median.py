@@ -14,6 +14,7 @@ import torch
 from fl.adapter import check_like, move
 from fl.recipe import Recipe
 from strategies import Strategy
+from strategies.fedavg import fedavg
 
 
 def median(recipe: Recipe) -> Strategy:
@@ -27,13 +28,7 @@ def median(recipe: Recipe) -> Strategy:
             check_like(other, sent[0])
         return move(state, {name: middle(torch.stack([a[name] for a in sent])) for name in sent[0]})
 
-    return Strategy(
-        linear=False,
-        init=lambda adapter: adapter,
-        ask=lambda state, round, client: (recipe, state),
-        apply=apply,
-        view=lambda state: state,
-    )
+    return fedavg(recipe)._replace(linear=False, apply=apply)
 
 
 def middle(values: torch.Tensor) -> torch.Tensor:

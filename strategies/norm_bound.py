@@ -18,6 +18,7 @@ from pydantic import PositiveFloat
 from fl.adapter import mean, move, norm
 from fl.recipe import Recipe
 from strategies import Strategy
+from strategies.fedavg import fedavg
 
 
 def norm_bound(recipe: Recipe, bound: PositiveFloat | Literal["median"] = "median") -> Strategy:
@@ -32,10 +33,4 @@ def norm_bound(recipe: Recipe, bound: PositiveFloat | Literal["median"] = "media
         shares = [most / length if length > most else 1.0 for length in lengths]
         return move(state, mean([{n: share * t for n, t in a.items()} for a, share in zip(sent, shares)], [1] * len(sent)))
 
-    return Strategy(
-        linear=False,
-        init=lambda adapter: adapter,
-        ask=lambda state, round, client: (recipe, state),
-        apply=apply,
-        view=lambda state: state,
-    )
+    return fedavg(recipe)._replace(linear=False, apply=apply)

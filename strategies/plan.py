@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Iterable
 
 import torch
 
 from fl.adapter import Adapter
-from fl.config import Config, ConfigError
+from fl.config import CONF, Config, ConfigError, build, load
 from fl.randomness import generator
 from fl.recipe import Recipe
 from strategies import ClientInfo, State, Strategy
@@ -30,6 +31,21 @@ def enough(strategy: Strategy, config: Config, clients: int) -> None:
             f"{name} needs at least {strategy.fewest} clients in a round, got {got}; "
             "raise clients or fraction, or change its settings"
         )
+
+
+def one_rank(strategy: Strategy, config: Config, clients: Iterable[ClientInfo]) -> None:
+    """Raise ConfigError, before anybody trains, when ranks differ and ``strategy`` gives one to all."""
+    largest = config.method.get("rank")
+    other = next((c for c in clients if c.rank != largest), None)
+    if strategy.ranks or other is None:
+        return
+    name = config.strategy["_target_"].rpartition(".")[2]
+    names = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
+    able = [n for n in names if build(load(f"strategy={n}").strategy, recipe=config.recipe).ranks]
+    raise ConfigError(
+        f"{name} gives all clients one rank, but client {other.client} has rank {other.rank} and the run {largest}; "
+        f"take its own rank away, or use strategy={'|'.join(able)}"
+    )
 
 
 def orders(strategy: Strategy, config: Config, state: State, round: int, client: ClientInfo) -> tuple[Recipe, Adapter]:

@@ -25,7 +25,10 @@ class RollCallError(RuntimeError):
 
 
 class Roll(NamedTuple):
-    """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message."""
+    """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message.
+
+    ``rank`` is that of its LoRA factors, None for a method without.
+    """
 
     client: int
     of: int
@@ -36,6 +39,7 @@ class Roll(NamedTuple):
     full_bytes: int
     faults: Mapping[str, int]
     machine: str
+    rank: int | None = None
 
 
 def agree(rolls: Sequence[Roll], own_code: str) -> None:
@@ -84,4 +88,5 @@ def summary(rolls: Sequence[Roll]) -> dict[str, Any]:
         "key_fingerprint": rolls[0].digests["key"],
         "faults": dict(rolls[0].faults),
         "machines": sorted({roll.machine for roll in rolls}),
+        "ranks": sorted({roll.rank for roll in rolls if roll.rank}),
     }

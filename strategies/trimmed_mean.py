@@ -20,6 +20,7 @@ from fl.adapter import check_like, move
 from fl.config import ConfigError
 from fl.recipe import Recipe
 from strategies import Strategy
+from strategies.fedavg import fedavg
 
 
 def trimmed_mean(recipe: Recipe, share: Annotated[float, Field(gt=0, le=0.45)] = 0.2) -> Strategy:
@@ -39,14 +40,7 @@ def trimmed_mean(recipe: Recipe, share: Annotated[float, Field(gt=0, le=0.45)] =
         kept = {name: torch.stack([a[name] for a in sent]).sort(dim=0).values[cut : len(sent) - cut] for name in sent[0]}
         return move(state, {name: values.mean(dim=0) for name, values in kept.items()})
 
-    return Strategy(
-        linear=False,
-        init=lambda adapter: adapter,
-        ask=lambda state, round, client: (recipe, state),
-        apply=apply,
-        view=lambda state: state,
-        fewest=next(n for n in count(1) if n > 2 * trimmed(n, share)),
-    )
+    return fedavg(recipe)._replace(linear=False, apply=apply, fewest=next(n for n in count(1) if n > 2 * trimmed(n, share)))
 
 
 def trimmed(clients: int, share: float) -> int:

@@ -32,12 +32,13 @@ def drawn(seed: int, size: float = 1.0, dtype: torch.dtype = torch.float64) -> d
     return {name: size * torch.randn(shape, generator=stream, dtype=dtype) for name, shape in shapes.items()}
 
 
-def answers(strategy: Strategy, state, round: int, counts=COUNTS, size: float = 0.5) -> tuple[list[Update], list[dict], list[float]]:
+def answers(strategy: Strategy, state, round: int, counts=COUNTS, size: float = 0.5, ranks=None) -> tuple[list[Update], list[dict], list[float]]:
     """Random updates of what is asked in this round, the adapters that the clients then have, and their weights p."""
     updates, trained = [], []
     for client, examples in enumerate(counts):
-        recipe, given = strategy.ask(state, round, ClientInfo(client, examples))
-        part = recipe.sent(drawn(100 * round + client + 1, size))
+        recipe, given = strategy.ask(state, round, ClientInfo(client, examples, rank=ranks and ranks[client]))
+        whole = recipe.sent(drawn(100 * round + client + 1, size))
+        part = {n: t[tuple(slice(d) for d in given[n].shape)] if n in given else t for n, t in whole.items()}
         updates.append(Update(client, part, examples, {"loss": 1.0, "steps": 3, "seconds": 0.1}))
         trained.append(move({**drawn(0), **given}, part))
     return updates, trained, [n / sum(counts) for n in counts]
@@ -166,6 +167,110 @@ def test_the_frame_matters_to_fedavg_and_rotation_gives_the_one_update_back():
         after = made(name).apply(drawn(0), 1, moved)
         for a, b in MODULES:
             assert low <= float((after[b] @ after[a] - target[b] @ target[a]).norm() / (target[b] @ target[a]).norm()) <= high
+
+
+# Clients of different ranks -------------------------------------------------------------------------------------------
+
+RANKS = (1, 2, 4, 8, 2)  # of the clients of COUNTS
+
+
+@pytest.fixture
+def eight(monkeypatch):
+    """Factors of rank 8, the largest."""
+    monkeypatch.setitem(globals(), "RANK", 8)
+    return drawn(0)
+
+
+def padded(trained: dict, weights: list[float], name: str, of=None) -> Tensor:
+    """The weighted sum of factors, filled up with zeros by hand; ``of`` puts something in the place of the factors."""
+    total = torch.zeros_like(drawn(0)[name])
+    for p, t in zip(weights, trained):
+        tensor = t[name] if of is None else of(t[name])
+        total[tuple(slice(n) for n in tensor.shape)] += p * tensor
+    return total
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", ["flexlora", "florist"])
+def test_a_client_receives_the_best_product_of_its_rank(name, rank, eight):
+    strategy = made(name, **({"energy": 1.0} if name == "florist" else {}))
+    assert strategy.ranks
+    updates, trained, weights = answers(strategy, strategy.init(eight), 1, ranks=RANKS)
+    state = strategy.apply(strategy.init(eight), 1, iter(updates))
+    given = strategy.ask(state, 2, ClientInfo(0, 1, rank=rank))[1]
+    for a, b in MODULES:
+        assert given[a].shape == (rank, WIDE) and given[b].shape == (HIGH, rank)
+        torch.testing.assert_close(given[b] @ given[a], best(products(trained, weights, a, b), rank), **EXACT)
+
+
+def test_ranks_that_add_up_to_less_than_the_largest_leave_axes_that_can_learn(eight):
+    strategy = made("flexlora")
+    updates, trained, weights = answers(strategy, eight, 1, counts=(1, 3), ranks=(1, 2))
+    after = strategy.apply(eight, 1, updates)
+    for a, b in MODULES:
+        torch.testing.assert_close(after[b] @ after[a], products(trained, weights, a, b), **EXACT)
+        torch.testing.assert_close(after[a] @ after[a].T, torch.eye(8, dtype=torch.float64), **EXACT)
+
+
+@pytest.mark.parametrize("orthonormal", [True, False])
+def test_ffa_with_different_ranks_is_the_mean_of_products(orthonormal, eight):
+    strategy = made("ffa_lora", orthonormal=orthonormal)
+    state = strategy.init(eight)
+    for round in (1, 2):
+        updates, trained, weights = answers(strategy, state, round, ranks=RANKS)
+        frozen, state = state, strategy.apply(state, round, iter(updates))
+        for a, b in MODULES:
+            torch.testing.assert_close(state[b] @ state[a], products(trained, weights, a, b), **EXACT)
+            assert torch.equal(state[a], frozen[a]) and trained[1][a].shape == (2, WIDE)
+
+
+def test_hetlora_weighs_padded_factors_by_the_size_of_their_product(eight):
+    strategy = made("hetlora")
+    updates, trained, weights = answers(strategy, eight, 1, ranks=RANKS)
+    after = strategy.apply(eight, 1, iter(updates))
+    for a, b in MODULES:
+        sizes = [float((t[b] @ t[a]).norm()) for t in trained]
+        for name in (a, b):
+            torch.testing.assert_close(after[name], padded(trained, [s / sum(sizes) for s in sizes], name), **EXACT)
+    torch.testing.assert_close(after["head.weight"], sum(p * t["head.weight"] for p, t in zip(weights, trained)), **EXACT)
+
+
+def test_rbla_averages_each_row_over_those_that_have_it(eight):
+    strategy = made("rbla")
+    updates, trained, weights = answers(strategy, eight, 1, ranks=RANKS)
+    after = strategy.apply(eight, 1, iter(updates))
+    for name in (n for pair in MODULES for n in pair):
+        torch.testing.assert_close(after[name], padded(trained, weights, name) / padded(trained, weights, name, torch.ones_like), **EXACT)
+
+
+@pytest.mark.parametrize("name", ["hetlora", "rbla"])
+def test_what_no_client_of_the_round_holds_stays(name, eight):
+    strategy = made(name)
+    after = strategy.apply(eight, 1, answers(strategy, eight, 1, counts=(2, 5), ranks=(1, 3))[0])
+    for a, b in MODULES:
+        assert torch.equal(after[a][3:], eight[a][3:]) and torch.equal(after[b][:, 3:], eight[b][:, 3:])
+        assert not torch.isclose(after[a][:3], eight[a][:3]).any()
+
+
+def test_padding_leaves_products_and_a_cut_takes_the_first_terms(eight):
+    for rank in (3, 8, 9):
+        other = factors.at_rank(eight, rank)
+        for a, b in MODULES:
+            torch.testing.assert_close(other[b] @ other[a], eight[b][:, :rank] @ eight[a][:rank], **EXACT)
+            assert other[a].shape == (rank, WIDE)
+    assert factors.at_rank(eight, 8) is eight is factors.at_rank(eight, None)
+    assert factors.rank_of({"head.weight": eight["head.weight"]}) is None
+
+
+def test_diagnostics_of_different_ranks_are_those_of_padded_factors(eight):
+    updates, trained, weights = answers(made("rbla"), eight, 1, ranks=RANKS)
+    found = diagnose([(factors.at_rank(eight, r), u) for r, u in zip(RANKS, updates)])
+    whole = lost = beyond = 0.0
+    for a, b in MODULES:
+        product = products(trained, weights, a, b)
+        lost += float((product - padded(trained, weights, b) @ padded(trained, weights, a)).norm() ** 2)
+        whole, beyond = whole + float(product.norm() ** 2), beyond + float((product - best(product, 8)).norm() ** 2)
+    assert (found["product_error"], found["best_error"]) == pytest.approx((sqrt(lost / whole), sqrt(beyond / whole)))
 
 
 # What trains ----------------------------------------------------------------------------------------------------------

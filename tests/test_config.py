@@ -10,7 +10,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from fl.adapter import GROUPS
-from fl.config import CONF, Config, ConfigError, Node, build, load
+from fl.config import CONF, Config, ConfigError, Node, build, load, node
 from fl.recipe import Recipe
 
 OPTIONS = sorted(
@@ -79,6 +79,9 @@ def test_the_defaults_are_safe():
         ("model.weights=3", "model.weights"),
         ("key=relative", "key: must be absolute or start with ~"),
         ("state=relative", "state: must be absolute or start with ~"),
+        ("+nodes.1.rank=5", "method.rank is the run's largest rank, got 4 and a client's rank=5; raise method.rank"),
+        ("+nodes.1.rank=0", "nodes.1.rank: Input should be greater than 0"),
+        ("method=full +nodes.1.rank=2", "a rank of one's own needs a method that has ranks, got rank=2; choose method=lora_patch"),
     ],
 )
 def test_a_config_that_cannot_run_is_one_line_that_names_what_to_change(overrides, says):
@@ -104,7 +107,7 @@ def test_a_part_that_cannot_be_built_names_its_builder_and_argument(part, given,
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-PLACES = {"engine": "inprocess", "diagnostics": 3, "key": "/k", "output": "/o", "state": "/s", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}}
+PLACES = {"engine": "inprocess", "diagnostics": 3, "key": "/k", "output": "/o", "state": "/s", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}, "rank": 2}
 SEEN = {
     "name": "other", "seed": 1, "rounds": 9, "clients": 3, "fraction": 0.5, "evaluate_every": 2, "validation": 0.2,
     "evaluate_on": "validation", "start": "public", "precision": "bfloat16", "threads": 2, "step": "plain", "attention": "plain", "personal": False,
@@ -148,6 +151,10 @@ def test_a_nodes_settings_are_checked_like_the_runs():
         Node(colour="red")
     with pytest.raises(ConfigError, match="^device: String should match"):
         load().at_node(Node(device="gpu"))
+    with pytest.raises(ConfigError, match="^method.rank is the run's largest rank, got 4 and a client's rank=5"):
+        load().at_node(node({"rank": "5"}))  # as text, as Flower's node config has it
+    with pytest.raises(ConfigError, match="^rank: Input should be a valid integer"):
+        node({"rank": "big"})
 
 
 def test_a_recipe_survives_the_wire():

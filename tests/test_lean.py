@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from fl.adapter import norm, read, sub
+from fl.adapter import norm, read, sub, write
 from fl.ciphers.pixel_shuffle import pixel_shuffle
 from fl.ciphers.plain import plain as plain_cipher
 from fl.datasets.images import augment
@@ -25,10 +25,12 @@ from fl.learn import evaluate, fit, plain
 from fl.models import WeightsError
 from fl.models.full import full
 from fl.models.linear import linear
+from fl.models.lora import take_rank
 from fl.models.lora_patch import lora_patch
 from fl.models.melo import melo
 from fl.randomness import generator
 from fl.recipe import Recipe
+from strategies.factors import at_rank
 
 METHODS = {"lora_patch": lora_patch(2), "melo": melo(2), "full": full(), "linear": linear()}
 RATES = {"lora_a": 1e-2, "lora_b": 1e-2, "head": 1e-2, "patch_embed": 1e-3, "backbone": 1e-3}
@@ -69,6 +71,25 @@ def test_the_merged_weight_follows_the_factors(tiny, forty):
         before = forward(forty.images).detach()
         with torch.no_grad():
             model.get_parameter("blocks.1.attn.qkv.v.lora_b.weight").add_(1)
+
+
+@pytest.mark.parametrize("step", ["plain", "lean"])
+def test_a_model_that_takes_one_rank_after_another_trains_as_a_fresh_one_of_each(tiny, forty, step):
+    """The scale is the run's, so that a fresh model of rank r has alpha = 2 r in the place of 2 * 4."""
+    forwards = {"plain": plain, "lean": lambda model: lean(model, "float32", "plain")}
+    shared = tiny(lora_patch(4, 8.0))
+    forward, whole = forwards[step](shared), read(shared)
+    for rank in (2, 4, 1, 3, 4):
+        given = at_rank(whole, rank)
+        take_rank(shared, given)
+        write(shared, given)
+        fresh = tiny(lora_patch(rank, 2.0 * rank))
+        write(fresh, given)
+        for model, function in ((shared, forward), (fresh, forwards[step](fresh))):
+            fit(model, forty, Recipe(lr=RATES, batch=8), generator(0, "fit"), forward=function)
+        assert all(torch.equal(a, read(fresh)[n]) for n, a in read(shared).items()) and read(shared).keys() == read(fresh).keys()
+        assert evaluate(shared, forty, forward) == evaluate(fresh, forty, forwards[step](fresh))
+        assert len(read(shared)["blocks.0.attn.qkv.q.lora_a.weight"]) == rank
 
 
 def test_frozen_weights_stay_as_they_are(tiny, forty):

@@ -26,7 +26,7 @@ from clients.client_app import app as client_app
 from fl import keys
 from fl.adapter import group, read
 from fl.adapter import load as load_adapter
-from fl.config import load
+from fl.config import ConfigError, load
 from fl.journal import Journal
 from fl.provenance import ROOT
 from fl.randomness import generator
@@ -76,7 +76,8 @@ def equal(a: dict, b: dict) -> bool:
 
 @pytest.mark.parametrize(
     "more",
-    ["", "method=melo start=public", "method=full start=public", "method=linear", "partition=dirichlet fraction=0.5 recipe.augment=true", "recipe.mu=0.1 recipe.optimizer=sgd", "step=plain", "strategy=rolora"],
+    ["", "method=melo start=public", "method=full start=public", "method=linear", "partition=dirichlet fraction=0.5 recipe.augment=true", "recipe.mu=0.1 recipe.optimizer=sgd", "step=plain", "strategy=rolora",
+     "strategy=flexlora +nodes.1.rank=2 +nodes.2.rank=1", "strategy=ffa_lora +nodes.0.rank=1 +nodes.2.rank=2 step=plain"],
 )
 def test_flower_equals_the_plain_loop_tensor_for_tensor(home, tmp_path, more):
     (ours, adapter), (theirs, same) = by_loop(home, tmp_path, more), by_flower(home, tmp_path, more)
@@ -228,6 +229,29 @@ def test_one_client_with_another_key_is_named_before_training(home, tmp_path):
     with pytest.raises(RollCallError, match="client 2 holds another key"):
         by_flower(home, tmp_path, f"+nodes.2.key={tmp_path / 'other'}")
     assert not list(tmp_path.glob("demo-*/adapter.safetensors"))
+
+
+@pytest.mark.parametrize("strategy", ["flexlora", "florist", "ffa_lora", "hetlora", "rbla"])
+def test_clients_of_ranks_4_2_and_1_send_what_they_hold_and_make_one_model(home, tmp_path, strategy):
+    (ours, adapter) = by_loop(home, tmp_path, f"strategy={strategy} +nodes.1.rank=2 +nodes.2.rank=1")
+    rows = [json.loads(line) for line in (tmp_path / "loop" / "rounds.jsonl").read_text().splitlines()]
+    assert ours["ranks"] == [1, 2, 4] and adapter["blocks.0.attn.qkv.q.lora_a.weight"].shape == (4, 32)
+    values = 4 * 32 * (4 + 2 + 1)  # of B alone; of A as many
+    for row in rows:
+        up, down = row["bytes"]["train up"], row["bytes"]["train down"]
+        assert up["lora_b"] == down["lora_a"] == down["lora_b"] == 4 * values and up.get("lora_a", up["lora_b"]) == up["lora_b"]
+        assert row["diagnostics"]["modules"] == 4
+
+
+def test_a_rank_is_a_nodes_own_setting_and_one_that_the_strategy_cannot_use_ends_the_run_before_training(home, tmp_path):
+    says = "fedavg gives all clients one rank, but client 1 has rank 2 and the run 4"
+    with pytest.raises(ConfigError, match=says):
+        inprocess.run(server_app, client_app, 3, settings(home, tmp_path), {1: {"rank": 2}})
+    with pytest.raises(ConfigError, match=says):
+        by_loop(home, tmp_path, "+nodes.1.rank=2")
+    with pytest.raises(RunFailed, match="client 1: method.rank is the run's largest rank, got 4 and a client's rank=9"):
+        inprocess.run(server_app, client_app, 3, settings(home, tmp_path), {1: {"rank": 9}})
+    assert not list(tmp_path.glob("*/rounds.jsonl"))
 
 
 def test_one_client_with_another_backbone_is_named_before_training(home, tmp_path):

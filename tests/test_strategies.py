@@ -19,7 +19,7 @@ from strategies import ClientInfo, Update
 from strategies.catchup import Catchup
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, Watch, history_row, totals
-from strategies.plan import cohort, enough, evaluates, orders
+from strategies.plan import cohort, enough, evaluates, one_rank, orders
 from strategies.rollcall import MUST_AGREE, Roll, RollCallError, agree
 
 A, B, HEAD = "blocks.0.attn.qkv.q.lora_a.weight", "blocks.0.attn.qkv.q.lora_b.weight", "head.weight"
@@ -355,6 +355,27 @@ def test_too_few_clients_for_a_rule_are_refused_before_anybody_trains():
     enough(strategy, config, 14)
     with pytest.raises(ConfigError, match="krum needs at least 7 clients in a round, got 6; raise clients or fraction"):
         enough(strategy, config, 12)
+
+
+def test_a_strategy_of_one_rank_refuses_others_by_name_and_tells_which_take_them():
+    config = load("strategy=fedavg method.rank=4")
+    crowd = [ClientInfo(0, 10, rank=4), ClientInfo(1, 10, rank=4), ClientInfo(2, 10, rank=2)]
+    strategy = build(config.strategy, recipe=config.recipe)
+    one_rank(strategy, config, crowd[:2])
+    one_rank(strategy._replace(ranks=True), config, crowd)
+    with pytest.raises(ConfigError) as caught:
+        one_rank(strategy, config, crowd)
+    says = "fedavg gives all clients one rank, but client 2 has rank 2 and the run 4; take its own rank away, or use strategy="
+    line, _, names = str(caught.value).partition(says)
+    assert not line and set(names.split("|")) == {"ffa_lora", "flexlora", "florist", "hetlora", "rbla"}
+    one_rank(strategy, load("method=full"), [ClientInfo(0, 10)])
+
+
+def test_a_strategy_that_takes_ranks_gives_each_client_its_own(strategy):
+    state = strategy.init(adapter(0))
+    given = {rank: strategy.ask(state, 1, ClientInfo(0, 10, rank=rank))[1] for rank in (1, 2, None)}
+    rows = {rank: len(adapter[A]) for rank, adapter in given.items() if A in adapter}  # none where all stays at home
+    assert rows in ({}, {1: 1 if strategy.ranks else 2, 2: 2, None: 2})
 
 
 def test_strategies_live_one_to_a_file():

@@ -3,12 +3,13 @@
     q = W_q x + s * B_q A_q x        k = W_k x        v = W_v x + s * B_v A_v x        s = alpha / rank
 
 A is (rank, d), from the Kaiming-uniform draw of a linear layer; B is (d, rank) and starts at zero, so that the function
-is unchanged at first. The frozen ``qkv.weight`` keeps its name; the factors are ``qkv.{q,v}.lora_{a,b}.weight``.
+is unchanged at first. The frozen ``qkv.weight`` keeps its name; the factors are ``qkv.{q,v}.lora_{a,b}.weight``. A client's
+own rank may be less than the method's; its s is that of the method all the same.
 """
 
 from __future__ import annotations
 
-from typing import Iterable
+from typing import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,22 @@ def rebase(model: nn.Module, change: Adapter) -> None:
             rows.addmm_(change[b].to(rows), change[a].to(rows), alpha=scale)
         elif dense in change:
             rows.add_(change[dense].to(rows), alpha=scale)
+
+
+def take_rank(model: nn.Module, adapter: Mapping[str, Tensor]) -> None:
+    """Give LoRA in every place of ``model`` the rank that its factors have in ``adapter``, which is then to be written.
+
+    A path whose rank changes gets new parameters without values; its scale stays, so that products mean the same to all.
+    """
+    for name, path in model.named_modules():
+        factors = [f"{name}.lora_{x}.weight" for x in "ab"]
+        if not isinstance(path, LowRank) or not set(factors) <= set(adapter):
+            continue
+        for layer, factor in zip((path.lora_a, path.lora_b), factors):
+            old, shape = layer.weight, adapter[factor].shape
+            if old.shape != shape:
+                layer.weight = nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad)
+                layer.out_features, layer.in_features = shape
 
 
 def train_only(model: nn.Module, groups: Iterable[str]) -> None:

@@ -367,7 +367,7 @@ def test_a_strategy_of_one_rank_refuses_others_by_name_and_tells_which_take_them
         one_rank(strategy, config, crowd)
     says = "fedavg gives all clients one rank, but client 2 has rank 2 and the run 4; take its own rank away, or use strategy="
     line, _, names = str(caught.value).partition(says)
-    assert not line and set(names.split("|")) == {"ffa_lora", "flexlora", "florist", "hetlora", "rbla"}
+    assert not line and set(names.split("|")) == {"ffa_lora", "flexlora", "flora", "florist", "hetlora", "rbla"}
     one_rank(strategy, load("method=full"), [ClientInfo(0, 10)])
 
 

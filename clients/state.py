@@ -45,7 +45,7 @@ class Drawer:
         Of those of earlier rounds ``last - 1`` stay, for a round that is to be repeated; of later ones, which an attempt
         that was broken off left behind, none.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # gradients of pictures are nobody else's business
         path = self._path(what, round)
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
         with fresh.open("wb") as file:
@@ -70,7 +70,8 @@ class Drawer:
         try:
             return rounds[-1], load(path.read_bytes())
         except (SafetensorError, OSError) as error:
-            raise StateError(f"state file {path} must be as it was written, but cannot be read ({error}); start the run anew") from None
+            reason = f"state file {path} must be as it was written, but cannot be read ({error})"
+            raise StateError(f"{reason}; start the run anew") from None
 
     def _path(self, what: str, round: int) -> Path:
         return self.folder / f"{what}-{round:05}.safetensors"

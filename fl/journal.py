@@ -4,7 +4,7 @@
                    environment.json    versions, machine, commit
                    rounds.jsonl        one line for each round
                    summary.json        accuracy, bytes, seconds, ratio to full-model FedAvg
-                   adapter.safetensors the final global adapter, in plain order
+                   adapter.safetensors the final global adapter, in plain order, and as base.<name> how the base has changed
                    curve.svg           accuracy and loss by round
                    preview.png         plain images above encrypted ones, and
                    split.json          who trains and tests on which image: written by a client, who alone knows

@@ -51,7 +51,7 @@ class Recipe:
     control: bool = False
 
     def sent(self, adapter: Adapter) -> Adapter:
-        """Of ``adapter`` what an update under this recipe holds: the tensors of ``groups`` but not of ``keep``, and what rides on them."""
+        """Of ``adapter`` what an update under this recipe holds: what is of ``groups`` and not of ``keep``, with its riders."""
         if not self.groups and not self.keep:
             return adapter
         chosen = {n: group(bare(n)) for n in adapter}

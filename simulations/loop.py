@@ -61,7 +61,7 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
         watch = Watch(few=len(members) <= config.diagnostics)
 
         def deliver(kind: str, i: int, upto: int, adapter: Adapter) -> Adapter:
-            """What client i receives, its model standing on the base of round ``upto``; where it is behind, it is sent all of that."""
+            """What client i receives, its model standing on the base of round ``upto``; one that is behind is sent all of it."""
             for down, facts in downlink.messages(state, upto, i, adapter):
                 ledger.append(entry(kind, "down", down.header, down.nbytes))
                 try:

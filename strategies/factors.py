@@ -100,9 +100,9 @@ def together(state: Adapter, updates: Iterable[Update]) -> tuple[dict[str, Tenso
 
 
 def stack(trained: Sequence[Adapter], weights: Sequence[float], a: str, b: str) -> tuple[Tensor, Tensor]:
-    """L (d_out, K r) and R (K r, d_in) whose product is the weighted mean of the clients' products."""
+    """L (d_out, K r) and R (K r, d_in) whose product is the weighted mean of the clients' products, of whatever ranks."""
     share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    rows = share.repeat_interleave(len(trained[0][a]))[:, None]
+    rows = share.repeat_interleave(torch.tensor([len(t[a]) for t in trained]))[:, None]
     return torch.cat([t[b] for t in trained], dim=1).double(), rows * torch.cat([t[a] for t in trained]).double()
 
 

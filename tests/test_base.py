@@ -24,8 +24,9 @@ from fl.models.lora import rebase
 from fl.models.lora_patch import lora_patch
 from fl.randomness import generator
 from simulations import inprocess, loop
-from strategies import Update
+from strategies import ClientInfo, Update
 from strategies.catchup import Catchup
+from strategies.factors import at_rank
 from strategies.grown import Grown, grown, lacking
 from strategies.server_app import app as server_app
 
@@ -100,6 +101,23 @@ def test_the_effective_weight_is_the_mean_of_the_clients(name, dtype, within):
             assert float((effective(strategy, state, a, b) - expected).norm() / expected.norm()) < within
         dense = sum(p * t["head.weight"] for p, t in zip(weights, trained))
         torch.testing.assert_close(strategy.view(state)["head.weight"], dense, rtol=10 * within, atol=within)
+
+
+def test_flora_is_exact_for_clients_of_different_ranks_without_a_column_too_many():
+    strategy, ranks = made("flora"), (1, 3, 2, 3, 1)
+    state = strategy.init(drawn(0))
+    for round in (1, 2):
+        before = {a: effective(strategy, state, a, b) - state.adapter[b] @ state.adapter[a] for a, b in MODULES}
+        given = [strategy.ask(state, round, ClientInfo(k, n, rank=r))[1] for k, (n, r) in enumerate(zip(COUNTS, ranks))]
+        steps = [at_rank(drawn(100 * round + k, 0.5), r) for k, r in enumerate(ranks)]
+        weights = [count / sum(COUNTS) for count in COUNTS]
+        trained = [move(g, s) for g, s in zip(given, steps)]
+        state = strategy.apply(state, round, [Update(k, s, n, {}) for k, (s, n) in enumerate(zip(steps, COUNTS))])
+        for a, b in MODULES:
+            torch.testing.assert_close(effective(strategy, state, a, b), before[a] + products(trained, weights, a, b), **EXACT)
+            assert state.adapter[a].shape == drawn(0)[a].shape
+        torch.testing.assert_close(state.adapter["head.weight"], sum(p * t["head.weight"] for p, t in zip(weights, trained)), **EXACT)
+    assert [len(state.base.steps), is_dense(state.base.whole)] == [0, True]  # ten columns of 28 values are more than 187
 
 
 def test_the_residual_of_fedex_has_no_more_columns_than_its_rank():
@@ -281,6 +299,12 @@ def test_the_bases_bytes_are_counted_apart(home, tmp_path):
     assert [r["evaluate down"]["base"] for r in found] == [3 * 4 * 3072] * 2 and all("base" not in r["train down"] for r in found)
     _, plain = by_flower(home, tmp_path / "plain", "strategy=fedavg")
     assert summary["bytes"]["train up"]["lora_a"] == 6 * sum(4 * t.numel() for n, t in plain.items() if "lora_a" in n)
+
+
+def test_flora_runs_with_a_client_of_a_lower_rank(home, tmp_path):
+    more = "strategy=flora +nodes.1.rank=2 rounds=3"
+    (ours, adapter), (_, same) = by_loop(home, tmp_path, more), by_flower(home, tmp_path, more)
+    assert equal(adapter, same) and ours["bytes"]["train up"]["lora_a"] == 3 * (4 + 2 + 4) * 4 * 32 * 4
 
 
 def test_one_clients_model_becomes_the_global_one_in_function(home, tmp_path):

@@ -158,7 +158,7 @@ def test_a_nodes_settings_are_checked_like_the_runs():
 
 
 def test_a_recipe_survives_the_wire():
-    recipe = Recipe(lr={"lora_a": 0.01, "head": 1 / 3}, optimizer="sgd", mu=0.1, augment=True, span=(0.25, 0.5), groups=("lora_b", "head"))
+    recipe = Recipe(lr={"lora_a": 0.01, "head": 1 / 3}, optimizer="sgd", mu=0.1, augment=True, span=(0.25, 0.5), groups=("lora_b", "head"), keep=("head",), control=True)
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert Recipe.from_json(recipe.to_json()).groups == ("lora_b", "head") and Recipe(lr={}).groups == ()
     assert replace(recipe, span=(0.5, 0.75)) != recipe

@@ -44,18 +44,19 @@ def test_where_nothing_stays_at_home_no_disk_is_touched(home, tmp_path, more):
 
 
 @pytest.mark.parametrize("more", STATEFUL)
-def test_a_process_may_end_after_any_message(home, tmp_path, more, monkeypatch):
+def test_a_process_may_end_after_any_message(home, tmp_path, more):
     (_, whole), steady = by_loop(home, tmp_path / "a", more), rows(tmp_path / "a")
-    train = local.train
+    began = []
 
     def in_a_new_process(client, *orders):
+        began.append(client.index)
         local.SHELF.__init__()
         for cache in (local.open_client, local._dataset, local._split, workbench.workbench):
             cache.cache_clear()
-        return train(local.open_client(client.config, client.index, client.of), *orders)
+        return local.train(local.open_client(client.config, client.index, client.of), *orders)
 
-    monkeypatch.setattr(local, "train", in_a_new_process)
-    (_, pieces) = by_loop(home, tmp_path / "b", more)
+    _, pieces = by_loop(home, tmp_path / "b", more, train=in_a_new_process)
+    assert began == [0, 1, 2] * 2
     assert equal(whole, pieces) and equal(kept(tmp_path / "a"), kept(tmp_path / "b"))
     assert [r["personal"] for r in steady] == [r["personal"] for r in rows(tmp_path / "b")]
 

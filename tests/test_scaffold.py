@@ -85,12 +85,15 @@ def test_the_servers_weights_are_fedavgs_at_its_own_rate():
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.6])
-def test_c_is_the_mean_of_all_clients_variates(home, tmp_path, monkeypatch, fraction):
+def test_c_is_the_mean_of_all_clients_variates(home, tmp_path, fraction):
     """Of those that never trained, too: theirs are zero."""
     sent = []
-    train = local.train
-    monkeypatch.setattr(local, "train", lambda client, round, recipe, given, *more: sent.append(apart(given).control) or train(client, round, recipe, given, *more))
-    by_loop(home, tmp_path, SGD, f"rounds=3 fraction={fraction}")
+
+    def seen(client, round, recipe, given, *more):
+        sent.append(apart(given).control)
+        return local.train(client, round, recipe, given, *more)
+
+    by_loop(home, tmp_path, SGD, f"rounds=3 fraction={fraction}", train=seen)
     held: dict = {}
     for index in range(3):
         found = Drawer(str(tmp_path / "state"), "loop", index).recall(carried.CONTROL, 2)

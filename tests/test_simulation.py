@@ -54,10 +54,10 @@ def settings(home: Path, out: Path, *more: str) -> str:
     return " ".join([SMALL, model, f"key={home / 'key'} output={out} state={out / 'state'}", *more])
 
 
-def by_loop(home: Path, out: Path, *more: str) -> tuple[dict, dict]:
+def by_loop(home: Path, out: Path, *more: str, train: loop.Train = local.train) -> tuple[dict, dict]:
     config = load(settings(home, out, "clients=3", *more))
     journal = Journal(config, "loop")
-    return loop.run(config, journal), load_adapter(journal.folder / "adapter.safetensors")
+    return loop.run(config, journal, train), load_adapter(journal.folder / "adapter.safetensors")
 
 
 def by_flower(home: Path, out: Path, *more: str) -> tuple[dict, dict]:

@@ -27,7 +27,7 @@ def test_what_is_kept_comes_back_bit_for_bit_beside_that_of_others(tmp_path):
     round, found = mine.recall("personal", 9)
     assert round == 1 and digest(found) == digest(SOME) and set(found) == set(SOME)
     assert other.recall("personal", 9) is earlier.recall("personal", 9) is mine.recall("control", 9) is None
-    assert [p.name for p in mine.folder.iterdir()] == ["personal-00001.safetensors"]
+    assert [p.name for p in mine.folder.iterdir()] == ["personal-00001.safetensors"] and mine.folder.stat().st_mode & 0o77 == 0
 
 
 def test_a_round_is_repeated_from_what_stood_before_it(drawer):

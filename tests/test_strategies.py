@@ -177,6 +177,18 @@ def test_inputs_and_states_are_not_changed(strategy):
     assert all(torch.equal(once[n], twice[n]) for n in once)
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_a_head_that_stays_at_home_is_left_as_it_was_and_the_rest_is_not(name):
+    config = load(f"strategy={name} recipe.keep=[head]")
+    strategy = build(config.strategy, recipe=config.recipe)
+    updates = crowd(max(3, fewest(strategy)))
+    assert not any(group(n) == "head" for n in asked(strategy, adapter(0), adapter(1))[1])
+    after, still = effect(one_round(strategy, adapter(0), updates)), effect(adapter(0))
+    torch.testing.assert_close(after["head"], still["head"])
+    sends = asked(strategy, adapter(0), adapter(1))[1]
+    assert torch.allclose(after["product"], still["product"]) == (B not in sends and A not in sends)
+
+
 def test_no_updates_is_an_error(strategy):
     with pytest.raises(ValueError):
         strategy.apply(strategy.init(adapter(0)), 1, [])
@@ -365,7 +377,7 @@ def test_a_strategy_of_one_rank_refuses_others_by_name_and_tells_which_take_them
         one_rank(strategy, config, crowd)
     says = "fedavg gives all clients one rank, but client 2 has rank 2 and the run 4; take its own rank away, or use strategy="
     line, _, names = str(caught.value).partition(says)
-    assert not line and set(names.split("|")) == {"ffa_lora", "flexlora", "florist", "hetlora", "rbla"}
+    assert not line and set(names.split("|")) == {"ffa_lora", "flexlora", "flora", "florist", "hetlora", "rbla"}
     one_rank(strategy, load("method=full"), [ClientInfo(0, 10)])
     for method, claim in (("melo", 5), ("melo", 0), ("melo", "2"), ("melo", None), ("full", 2)):
         with pytest.raises(ConfigError, match="client 3 must have a rank of at most the run's"):

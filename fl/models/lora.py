@@ -85,10 +85,11 @@ def rebase(model: nn.Module, change: Adapter) -> None:
     W_q <- W_q + s B A, or W_q + s D where the change is dense; without a change, the pristine ones again. Nothing adds up in
     place, so the clients that share a model can take turns. Raises WeightsError for a change of what has no LoRA.
     """
-    paths = {f"{n}.{part}": (m, at, part) for n, m in model.named_modules() if isinstance(m, LoRAqv) for at, part in ((0, "q"), (2, "v"))}
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LoRAqv)]
+    paths = {f"{n}.{part}": (layer, at, part) for n, layer in layers for at, part in ((0, "q"), (2, "v"))}
     strangers = sorted(set(modules(change)) - set(paths))
     if strangers:
-        raise WeightsError(f"a change of the base must be of modules with LoRA, got {strangers[0][:60]}; do both sides run one config?")
+        raise WeightsError(f"a change of the base must be of modules with LoRA, got {strangers[0][:60]}; run one config on both sides")
     for module, (layer, at, part) in paths.items():
         a, b, dense = names(module)
         d, scale = layer.weight.shape[1], getattr(layer, part).scale

@@ -178,9 +178,9 @@ def test_inputs_and_states_are_not_changed(strategy):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_head_that_stays_at_home_is_left_as_it_was_and_the_rest_is_not(name):
+def test_a_head_that_stays_at_home_is_left_as_it_was_and_the_rest_is_not(name, monkeypatch):
     config = load(f"strategy={name} recipe.keep=[head]")
-    strategy = build(config.strategy, recipe=config.recipe)
+    strategy = suited(build(config.strategy, recipe=config.recipe), monkeypatch)
     updates = crowd(max(3, fewest(strategy)))
     assert not any(group(n) == "head" for n in asked(strategy, adapter(0), adapter(1))[1])
     after, still = effect(one_round(strategy, adapter(0), updates)), effect(adapter(0))

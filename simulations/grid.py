@@ -104,7 +104,7 @@ def rounds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "accuracy": row.get("accuracy"),
             "accuracy_p10": row.get("accuracy_p10"),
             "personal_accuracy": personal.get("accuracy"),
-            "personal_p10": personal.get("p10"),
+            "personal_p10": personal.get("accuracy_p10"),
             "mb": sent / 1e6,
             "seconds": row["seconds"],
             "train_seconds": row["train_seconds"],

@@ -17,7 +17,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import link, local
+from clients import blind, link, local
 from clients.carried import Behind
 from clients.state import StateError
 from fl.adapter import Adapter
@@ -30,6 +30,7 @@ from fl.provenance import ROOT
 from fl.recipe import Recipe
 from fl.wire.coding import WHOLE, coding
 from fl.wire.flat import Packed, WireError, pack
+from fl.wire.masks import SealError
 from fl.wire.records import facts_of, packed_of, to_content
 
 if "ray" in sys.modules or "flwr.simulation.app" in sys.modules:
@@ -43,7 +44,7 @@ log = logging.getLogger("veilora.client")
 NODE_SETTINGS = {
     "key-path": "key", "data-path": "data_root", "weights-path": "weights", "state-path": "state", "device": "device", "rank": "rank",
 }  # fmt: skip
-EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, StateError, OSError)
+EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, StateError, SealError, OSError)
 
 
 def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) -> Callable[[Message, Context], Message]:
@@ -108,8 +109,10 @@ def without_paths(text: str, config: Config | None) -> str:
 @app.query()
 @answer
 def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
-    """The roll call; the first client also keeps a preview and the split, on its own machine."""
+    """The roll call; the first client also keeps a preview and the split, on its own machine. In a blind run, a report."""
     wish = facts_of(message)
+    if client.config.blind and "upto" in wish:
+        return blind.report(client, wish, packed_of(message))
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
     run = str(wish.get("run", ""))
@@ -130,6 +133,8 @@ def arrived(client: local.Client, message: Message) -> Adapter:
 def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """One round of training: the difference, the number of images, what the training was like."""
     facts = facts_of(message)
+    if client.config.blind:
+        return blind.train(client, facts, packed_of(message))
     received = arrived(client, message)
     recipe, scored = Recipe.from_json(facts["recipe"]), bool(facts["scored"])
     update, examples, metrics = local.train(client, int(facts["round"]), recipe, received, scored, str(facts["run"]))
@@ -141,4 +146,6 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
 @answer
 def evaluate(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """Evaluate the adapter on this client's own shard: sums and counts."""
+    if client.config.blind:
+        return blind.evaluate(client, facts_of(message), packed_of(message))
     return local.score(client, arrived(client, message))._asdict(), None

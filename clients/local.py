@@ -175,21 +175,24 @@ def score(client: Client, received: Adapter) -> Score:
 
 
 def roll(client: Client) -> dict:
-    """What the client answers to the roll call: digests and counts, as `strategies.rollcall.Roll` names them."""
+    """What the client answers to the roll call, as `strategies.rollcall.Roll` names it. Raises ConfigError for too many images."""
+    config, train, held = client.config, len(client.split.train[client.index]), len(client.held_indices)
+    if config.blind and train > config.seal.largest:
+        raise ConfigError(f"seal.largest must be what the largest client has, at least {train}, got {config.seal.largest}; raise it")
     return {
         "client": client.index,
         "of": client.of,
         "digests": {
             "code": code_digest(),
-            "config": client.config.digest(),
+            "config": config.digest(),
             "key": client.key.fingerprint,
             "backbone": client.bench.backbone,
             "classes": adapters.digest({name: torch.tensor(i) for i, name in enumerate(client.dataset.classes)}),
             "split": client.split.digest(),
             "start": adapters.digest(client.bench.start),
         },
-        "train": len(client.split.train[client.index]),
-        "evaluate": len(client.held_indices),
+        "train": None if config.blind else train,
+        "evaluate": None if config.blind else held,
         "trained": adapters.count(client.bench.start),
         "full_bytes": client.bench.full_bytes,
         "faults": client.dataset.faults,

@@ -24,6 +24,8 @@ PATCH_EMBED = "patch_embed.proj.weight"
 Group = Literal["lora_a", "lora_b", "lora_r", "patch_embed", "head", "backbone"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 RIDERS = ("control", "base")  # travel beside the weights, as control.<name>: control variates, a change of what is frozen
+SEALED = "sealed"             # travels in their place, as sealed.<name>: bytes that a server adds and cannot read
+_KINDS = (*GROUPS, *RIDERS, SEALED)
 
 
 class Parts(NamedTuple):
@@ -35,9 +37,9 @@ class Parts(NamedTuple):
 
 
 def group(name: str) -> str:
-    """The parameter group of a tensor, one of ``GROUPS``, or of ``RIDERS``: learning rates, bytes and codecs go by it."""
+    """The parameter group of a tensor, one of ``GROUPS``, or of ``RIDERS``, or ``SEALED``: rates, bytes and codecs go by it."""
     parts = name.split(".")
-    return parts[0] if parts[0] in RIDERS else next((g for g in GROUPS if g in parts), "backbone")
+    return parts[0] if parts[0] in (*RIDERS, SEALED) else next((g for g in GROUPS if g in parts), "backbone")
 
 
 def bare(name: str) -> str:
@@ -59,7 +61,7 @@ def apart(adapter: Adapter) -> Parts:
 
 def ordered(names: Iterable[str]) -> list[str]:
     """``names`` as they stand in a buffer and in a message: by group, then by name."""
-    return sorted(names, key=lambda n: ((*GROUPS, *RIDERS).index(group(n)), n))
+    return sorted(names, key=lambda n: (_KINDS.index(group(n)), n))
 
 
 def flat(tensors: Mapping[str, Tensor]) -> Flat:

@@ -46,6 +46,15 @@ class Node(BaseModel):
     rank: PositiveInt | None = None
 
 
+class Seal(BaseModel):
+    """The fixed point of blind aggregation, as `fl.wire.masks.Terms` has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    bits: Literal[12, 16, 32]
+    largest: int = Field(ge=1)                          # images of a client, at most
+    clip: float = Field(gt=0, allow_inf_nan=False)      # a weighted update's value, at most
+
+
 class Config(BaseModel):
     """One run. Parts (model, data, ...) stay mappings with a `_target_`; `build` turns them into objects."""
 
@@ -82,6 +91,8 @@ class Config(BaseModel):
     codec: dict[str, Any]
     codecs: dict[Group, dict[str, Any]] = {}   # in codec's place, by group
     feedback: bool                             # add what a lossy codec lost to the next upload
+    blind: bool                                # hide every update, and their sum, from the server; in the codec's place
+    seal: Seal                                 # the fixed point in which a blind server adds
     recipe: Recipe
     nodes: dict[int, Node] = {}
     rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest

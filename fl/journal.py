@@ -4,7 +4,9 @@
                    environment.json    versions, machine, commit
                    rounds.jsonl        one line for each round
                    summary.json        accuracy, bytes, seconds, ratio to full-model FedAvg
-                   adapter.safetensors the final global adapter, in plain order, and as base.<name> how the base has changed
+                   adapter.safetensors the final global adapter, in plain order, and as base.<name> how the base has changed;
+                                       of a blind run written by a client, and beside it
+                   sealed.safetensors  what a blind server has: the sealed sums, from which who has the key gets all
                    curve.svg           accuracy and loss by round
                    preview.png         plain images above encrypted ones, and
                    split.json          who trains and tests on which image: written by a client, who alone knows
@@ -57,28 +59,34 @@ class Journal:
             file.write(json.dumps(row) + "\n")
         done, total = row["round"], self.config.rounds
         left = sum(r["seconds"] for r in self.rounds) / done * (total - done)
+        loss = f"train loss {row['train_loss']:.4f}" if "train_loss" in row else "nothing learnt"
         test = f"  accuracy {row['accuracy']:6.2%}  loss {row['loss']:.4f}" if "accuracy" in row else ""
         self.say(
-            f"round {done:>3}/{total}  train loss {row['train_loss']:.4f}{test}  "
+            f"round {done:>3}/{total}  {loss}{test}  "
             f"{len(row['cohort'])} clients  {row['seconds']:.1f} s" + (f"  about {span(left)} left" if done < total else "")
         )
 
-    def finish(self, summary: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
-        """Write what remains and say where it lies. Returns the summary as written."""
+    def finish(self, summary: dict[str, Any], adapter: Adapter, name: str = "adapter") -> dict[str, Any]:
+        """Write what remains, the adapter under ``name``, and say where it lies. Returns the summary as written."""
         scored = [row for row in self.rounds if "accuracy" in row]
         summary = {
             "run": self.run,
             "accuracy": scored[-1]["accuracy"],
             "loss": scored[-1]["loss"],
+            "accuracy_p10": scored[-1].get("accuracy_p10"),
+            "personal": scored[-1].get("personal"),
             "best_accuracy": max(row["accuracy"] for row in scored),
             "evaluated_on": self.config.evaluate_on,
             "rounds": len(self.rounds),
             "seconds": round(time.monotonic() - self._began, 3),
         } | summary
-        save(adapter, self.folder / "adapter.safetensors")
+        save(adapter, self.folder / f"{name}.safetensors")
         self._write("summary.json", summary)
         (self.folder / "curve.svg").write_text(curve([(row["round"], row["accuracy"], row["loss"]) for row in scored], self.run))
-        self.say(f"accuracy {summary['accuracy']:.2%} on {summary['examples']} {self.config.evaluate_on} images of {summary['clients']} clients")
+        count = f"{summary['examples']} " if summary["examples"] else ""
+        self.say(f"accuracy {told(summary)} on {count}{self.config.evaluate_on} images of {summary['clients']} clients")
+        if summary["personal"]:
+            self.say(f"the clients' own models: {told(summary['personal'])}")
         self.say(f"output: {self.folder}")
         return summary
 
@@ -89,6 +97,12 @@ class Journal:
 def run_name(config: Config) -> str:
     """A new run's name: the config's, the moment, the seed."""
     return f"{config.name}-{datetime.now():%Y%m%d-%H%M%S-%f}-s{config.seed}"
+
+
+def told(score: dict[str, Any]) -> str:
+    """An accuracy over all images, and the tenth percentile of the clients' own where it is known."""
+    least = score["accuracy_p10"]
+    return f"{score['accuracy']:.2%}" + ("" if least is None else f" (a tenth of the clients below {least:.2%})")
 
 
 def span(seconds: float) -> str:

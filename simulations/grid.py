@@ -25,6 +25,7 @@ from fl.config import load
 from fl.journal import Journal, run_name
 from fl.provenance import environment
 from simulations import loop
+from strategies.history import is_training
 
 PLACES = ("data.root", "model.weights", "key", "output", "device", "threads", "keep")  # of one machine: never in a result
 KEPT = (
@@ -96,7 +97,7 @@ def rounds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     kept, sent = [], 0.0
     for row in rows:
-        sent += sum(sizes["total"] for name, sizes in row["bytes"].items() if name.startswith("train ")) / len(row["cohort"])
+        sent += sum(sizes["total"] for name, sizes in row["bytes"].items() if is_training(name, row["bytes"])) / len(row["cohort"])
         personal = row.get("personal") or {}
         diagnostics = row.get("diagnostics") or {}
         groups = sorted({group for client in row["clients"] for group in client["norms"]})
@@ -107,7 +108,7 @@ def rounds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "personal_p10": personal.get("accuracy_p10"),
             "mb": sent / 1e6,
             "seconds": row["seconds"],
-            "train_seconds": row["train_seconds"],
+            "train_seconds": row.get("train_seconds"),
         }
         kept.append(
             {"round": row["round"]}

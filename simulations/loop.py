@@ -9,9 +9,10 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from functools import partial
 from typing import Callable, Iterator
 
-from clients import local
+from clients import blind, local
 from clients.carried import Behind
 from clients.link import arrived, leaving
 from clients.state import StateError
@@ -25,8 +26,10 @@ from fl.models import WeightsError
 from fl.provenance import code_digest
 from fl.wire.coding import coding
 from fl.wire.flat import unpack
-from fl.wire.ledger import entry
+from fl.wire.ledger import Entry, entry
+from fl.wire.masks import SealError
 from strategies import ClientInfo, Update
+from strategies.blind import Answer, Question, drive, federate
 from strategies.catchup import Catchup
 from strategies.downlink import Downlink
 from strategies.gate import Refused, admit
@@ -47,6 +50,8 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     agree(rolls, code_digest())
     for line in remarks(rolls):
         journal.say(line)
+    if config.blind:
+        return blindly(config, journal, clients, rolls, train)
     strategy = build(config.strategy, recipe=config.recipe)
     infos = [ClientInfo(roll.client, roll.train, roll.evaluate, roll.rank) for roll in rolls]
     enough(strategy, config, number)
@@ -93,6 +98,31 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), catchup.whole(state, strategy.view(state)))
 
 
+def blindly(config: Config, journal: Journal, clients: list[local.Client], rolls: list[Roll], train: Train) -> dict:
+    """The run, with a server that can read nothing (`strategies.blind`): here is only who asks whom."""
+    ledger: list[Entry] = []
+    work = {"train": partial(blind.train, work=train), "evaluate": blind.evaluate, "report": blind.report}
+
+    def answers(question: Question) -> Iterator[Answer]:
+        for i, messages in question.messages.items():
+            journal.progress(f"round {question.round}/{config.rounds}: {question.kind} client {i} of {len(clients)}")
+            for down, facts in messages:
+                ledger.append(entry(question.kind, "down", down.header, down.nbytes))
+                try:
+                    said, up = work[question.kind](clients[i], facts, down)
+                except Behind as behind:
+                    journal.progress(str(behind))
+                    continue
+                if up:
+                    ledger.append(entry(question.kind, "up", up.header, up.nbytes))
+                yield Answer(i, said, up)
+                break
+
+    talk = federate(config, journal, rolls, clients[0].bench.start, ledger)
+    local.keepsakes(clients[0], journal.folder)
+    return drive(talk, answers)
+
+
 def main(arguments: list[str]) -> int:
     """The command. Returns the exit status: 0 ok, 2 a config, key, data or weights that cannot run, 4 a run that failed."""
     if {"-h", "--help"} & set(arguments):
@@ -105,7 +135,7 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, KeyFileError, DataError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (RollCallError, Refused, TrainingError, StateError) as error:
+    except (RollCallError, Refused, TrainingError, StateError, SealError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 4
     return 0

@@ -23,7 +23,8 @@ from fl.wire.coding import WHOLE, coding
 from fl.wire.flat import Codecs, Packed, WireError, unpack
 from fl.wire.ledger import Entry, entry
 from fl.wire.records import facts_of, packed_of, serialised_bytes, to_content
-from strategies import ClientInfo, Update
+from strategies import ClientInfo, Update, blind
+from strategies.blind import Answer, Question, drive
 from strategies.catchup import Catchup
 from strategies.downlink import Downlink
 from strategies.exchange import POLL, RunFailed, exchange
@@ -40,8 +41,10 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     """
     wire, before = coding(config), []
     nodes, rolls = roll_call(grid, config, journal, before)
+    if config.blind:
+        return blindly(grid, config, journal, nodes, rolls, before)
     strategy = build(config.strategy, recipe=config.recipe)
-    infos = {roll.client: ClientInfo(roll.client, roll.train, roll.evaluate, roll.rank) for roll in rolls}
+    infos = {roll.client: ClientInfo(roll.client, roll.train or 0, roll.evaluate or 0, roll.rank) for roll in rolls}
     enough(strategy, config, len(nodes))
     one_rank(strategy, config, infos.values())
     journal.begin()
@@ -73,6 +76,22 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, before), catchup.whole(state, strategy.view(state)))
 
 
+def blindly(
+    grid: Grid, config: Config, journal: Journal, nodes: Mapping[int, int], rolls: list[Roll], ledger: list[Entry]
+) -> dict[str, Any]:
+    """The run, with a server that can read nothing (`strategies.blind`): here is only how messages travel."""
+    number = {node: client for client, node in nodes.items()}
+
+    def answers(question: Question) -> Iterator[Answer]:
+        for reply in converse(grid, config, journal, question.kind, question.round, question.messages, nodes, ledger):
+            ledger.append(weigh(question.kind, "up", reply))
+            packed = packed_of(reply) if reply.content.array_records else None
+            yield Answer(number[reply.metadata.src_node_id], facts_of(reply), packed)
+
+    start = starting_adapter(grid, config, nodes[0], rolls[0], ledger)
+    return drive(blind.federate(config, journal, rolls, start, ledger), answers)
+
+
 def converse(
     grid: Grid,
     config: Config,
@@ -98,7 +117,7 @@ def converse(
         ledger.append(weigh(kind, "down", told))
         return told
 
-    doing = {"train": "training", "evaluate": "evaluating"}[kind]
+    doing = {"train": "training", "evaluate": "evaluating", "report": "reporting"}[kind]
     messages = [tell(client) for client in orders_of]
     for reply in exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} {doing}"):
         while facts_of(reply).get("behind"):
@@ -219,7 +238,8 @@ def evaluation_of(roll: Roll, reply: Message) -> Evaluation:
 
 def message(kind: str, node: int, round: int, facts: dict[str, Any], packed: Packed | None = None) -> Message:
     """A message of ``kind`` to ``node``."""
-    return Message(to_content(facts, packed), dst_node_id=node, message_type=kind, group_id=str(round))
+    known = {"report": "query"}.get(kind, kind)  # the kinds that Flower knows
+    return Message(to_content(facts, packed), dst_node_id=node, message_type=known, group_id=str(round))
 
 
 def weigh(kind: str, way: str, sent: Message) -> Entry:

@@ -77,6 +77,11 @@ def spread(evaluations: Sequence[Evaluation]) -> dict[str, float]:
     }
 
 
+def is_training(name: str, sums: Mapping[str, Any]) -> bool:
+    """Whether messages of this ``name`` count as training; a blind run's sums may come with a report or an evaluation."""
+    return name.startswith("train ") or "report down" in sums and name in ("report down", "report up", "evaluate down")
+
+
 def totals(rows: Sequence[Mapping[str, Any]], full_bytes: int, before: Sequence[Entry] = ()) -> dict[str, Any]:
     """Bytes and seconds of a run, and its bytes per client and round against full-model FedAvg's.
 
@@ -88,12 +93,13 @@ def totals(rows: Sequence[Mapping[str, Any]], full_bytes: int, before: Sequence[
         for name, sizes in row["bytes"].items():
             sums.setdefault(name, Counter()).update(sizes)
     down, up = sums["train down"], sums["train up"]
-    per_message = {"down": down["total"] / down["messages"], "up": up["total"] / up["messages"]}
+    learning = {way: sum(sums[name]["total"] for name in sums if name.endswith(way) and is_training(name, sums)) for way in ("down", "up")}
+    per_message = {"down": learning["down"] / down["messages"], "up": learning["up"] / up["messages"]}
     full = full_bytes + up[ENVELOPE] / up["messages"]
     return {
         "bytes": {name: dict(counter) for name, counter in sums.items()},
         "bytes_per_client_round": per_message,
         "full_model_message_bytes": round(full),
         "ratio_to_full_fedavg": sum(per_message.values()) / (2 * full),
-        "train_seconds": sum(row["train_seconds"] for row in rows),
+        "train_seconds": sum(row.get("train_seconds", 0) for row in rows),  # a blind server is not told
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Iterable
+from typing import Callable, Iterable
 
 import torch
 
@@ -45,13 +45,23 @@ def one_rank(strategy: Strategy, config: Config, clients: Iterable[ClientInfo]) 
             name = config.strategy["_target_"].rpartition(".")[2]
             raise ConfigError(
                 f"{name} gives all clients one rank, but client {client.client} has rank {client.rank} and the run {largest}; "
-                f"take its own rank away, or use strategy={'|'.join(_of_any_rank(config))}"
+                f"take its own rank away, or use strategy={'|'.join(_all_that(config, lambda s: s.ranks))}"
             )
 
 
-def _of_any_rank(config: Config) -> list[str]:
+def may_be_blind(strategy: Strategy, config: Config, clients: Iterable[ClientInfo]) -> None:
+    """Raise ConfigError, before anybody trains, when the server could not do without what ``blind`` hides from it."""
+    name = config.strategy["_target_"].rpartition(".")[2]
+    if not strategy.linear:
+        names = "|".join(_all_that(config, lambda s: s.linear))
+        raise ConfigError(f"a blind server can add and nothing else, but {name} needs more; use strategy={names}, or blind=false")
+    if len({client.rank for client in clients}) > 1:
+        raise ConfigError("a blind server adds updates of one shape, but clients have different ranks; give all one, or use blind=false")
+
+
+def _all_that(config: Config, holds: Callable[[Strategy], bool]) -> list[str]:
     names = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
-    return [name for name in names if build(load(f"strategy={name}").strategy, recipe=config.recipe).ranks]
+    return [name for name in names if holds(build(load(f"strategy={name}").strategy, recipe=config.recipe))]
 
 
 def orders(strategy: Strategy, config: Config, state: State, round: int, client: ClientInfo) -> tuple[Recipe, Adapter]:

@@ -27,14 +27,15 @@ class RollCallError(RuntimeError):
 class Roll(NamedTuple):
     """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message.
 
-    ``rank`` is that of its LoRA factors, None for a method without.
+    ``rank`` is that of its LoRA factors, None for a method without. ``train`` and ``evaluate`` are numbers of images, None
+    where the server is not to know them.
     """
 
     client: int
     of: int
     digests: Mapping[str, str]
-    train: int
-    evaluate: int
+    train: int | None
+    evaluate: int | None
     trained: int
     full_bytes: int
     faults: Mapping[str, int]
@@ -82,8 +83,8 @@ def summary(rolls: Sequence[Roll]) -> dict[str, Any]:
     """What the run's summary keeps of the roll call."""
     return {
         "clients": len(rolls),
-        "train_examples": sum(roll.train for roll in rolls),
-        "examples": sum(roll.evaluate for roll in rolls),
+        "train_examples": sum(roll.train or 0 for roll in rolls) or None,
+        "examples": sum(roll.evaluate or 0 for roll in rolls) or None,
         "trained_parameters": rolls[0].trained,
         "key_fingerprint": rolls[0].digests["key"],
         "faults": dict(rolls[0].faults),

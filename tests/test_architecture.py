@@ -58,6 +58,8 @@ def test_imports_follow_the_house(path):
         "strategies": ("clients", "simulations"),
         "simulations": (),
     }[room]
+    if name(path) == "clients/blind.py":  # under blind aggregation the server's step is the clients' to take
+        forbidden = ("simulations",)
     assert not reaches(found, *forbidden)
     assert not reaches(found, "ray"), "Flower drives Ray"
     if name(path).startswith(PEER):

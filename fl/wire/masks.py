@@ -73,8 +73,10 @@ def seal(
     With ``chance`` values are rounded by chance, right on the average, which a narrow form needs. Raises SealError for values
     that are not finite and for more images than agreed.
     """
+    if not 0 <= loss < 2**20:
+        raise SealError(f"a loss must be finite and not negative to be sealed, got {loss}; lower the learning rate")
     x, clipped = encoded(update, images, terms, chance)
-    tail = np.array([images, clipped, max(0, int(loss * images * LOSS)), 0], np.uint64)
+    tail = np.array([images, clipped, int(loss * images * LOSS), 0], np.uint64)
     tail[3] = _tag(key, run, round, x, tail)
     nonce = _nonce(key, run, round, client, x, secrets.token_bytes(NONCE))
     mask, last = _mask(key, run, round, client, nonce, x.size, terms.bits)
@@ -84,7 +86,7 @@ def seal(
 def encoded(update: np.ndarray, images: int, terms: Terms, chance: np.random.Generator | None = None) -> tuple[np.ndarray, int]:
     """The integers x, int32 (n,) with n made even, and how many values were clipped. Raises SealError as `seal` does."""
     if not 0 < images <= terms.largest:
-        raise SealError(f"a client may have 1 to {terms.largest} images, got {images}; raise blind.largest for all clients")
+        raise SealError(f"a client may have 1 to {terms.largest} images, got {images}; raise seal.largest for all clients")
     scaled = update.astype(np.float64) * (images / terms.largest / terms.step)
     if not np.isfinite(scaled).all():
         raise SealError("an update must be finite to be sealed, got nan or inf; lower the learning rate")

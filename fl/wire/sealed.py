@@ -8,9 +8,11 @@ A total carries the list of who is in it, each with the nonce of its mask: whoev
 
 from __future__ import annotations
 
-from typing import Iterable, Literal, NamedTuple
+from typing import Iterable, Literal, Mapping, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fl.wire.flat import WireError
 
@@ -59,6 +61,22 @@ def add(messages: Iterable[Sealed], count: int, bits: Bits) -> Total:
     if not members:
         raise WireError("a sum needs messages, got none")
     return Total(tuple(sorted(members.items())), join(total, tail, bits))
+
+
+def named(label: str, total: Total) -> dict[str, Tensor]:
+    """``total`` as named tensors, for the wire: its payload, and uint8 (m, 4 + NONCE) of client and nonce for each member."""
+    listed = b"".join(client.to_bytes(4, "little") + nonce for client, nonce in total.members)
+    members = torch.frombuffer(bytearray(listed), dtype=torch.uint8).reshape(-1, 4 + NONCE)
+    return {f"sealed.{label}.members": members, f"sealed.{label}.payload": torch.from_numpy(total.payload)}
+
+
+def total_of(label: str, tensors: Mapping[str, Tensor]) -> Total:
+    """The total that `named` made into tensors. Raises WireError when there is none of that shape."""
+    members, payload = (tensors.get(f"sealed.{label}.{part}", torch.zeros(0)) for part in ("members", "payload"))
+    if members.ndim != 2 or members.shape[1] != 4 + NONCE or payload.ndim != 1 or {members.dtype, payload.dtype} != {torch.uint8}:
+        raise WireError(f"a sum must come with its members and its payload, got {tuple(members.shape)} and {tuple(payload.shape)}")
+    listed = [(int.from_bytes(row[:4], "little"), row[4:]) for row in map(bytes, members.numpy())]
+    return Total(tuple(listed), payload.numpy())
 
 
 def split(payload: np.ndarray, bits: Bits) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,282 @@
+"""A whole run with a server that can read nothing: it learns the same, survives what goes wrong, and leaves only noise behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from test_simulation import by_flower, by_loop, equal, home, result, settings  # noqa: F401
+
+from clients import blind as client_side
+from clients import local
+from clients.client_app import app as client_app
+from clients.state import Drawer
+from fl.adapter import norm, ride, sub
+from fl.config import ConfigError, load
+from fl.journal import Journal
+from fl.keys import SharedKey
+from fl.tree import named, nested
+from fl.wire.flat import pack, unpack
+from fl.wire.locked import lock, unlock
+from fl.wire.masks import SealError
+from fl.wire.octets import octets
+from simulations import inprocess, loop
+from strategies import blind as server_side
+from strategies.server_app import app as server_app
+
+BLIND = "blind=true seal.largest=200"
+KEY = SharedKey(bytes(range(32)))
+LINEAR = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "ffa_lora", "rolora", "fedsvd", "fedsa_lora", "local_only"]
+
+
+def rows(out, run: str = "loop") -> list[dict]:
+    return [json.loads(line) for line in (out / run / "rounds.jsonl").read_text().splitlines()]
+
+
+def far(a: dict, b: dict, start: dict) -> float:
+    """How far apart two adapters are, measured in how far the second went."""
+    return norm(sub(a, b)) / max(norm(sub(b, start)), 1e-12)
+
+
+@pytest.mark.parametrize("more", [*(f"strategy={name}" for name in LINEAR), "strategy=scaffold recipe.optimizer=sgd", "method=ravan", "method=melo start=public"])
+def test_a_blind_round_is_the_clear_one_to_a_millionth(home, tmp_path, more):
+    (_, hidden), (_, clear), (_, start) = (
+        by_loop(home, tmp_path / where, "rounds=1", more, extra)
+        for where, extra in (("a", BLIND), ("b", "codec=float32"), ("c", "recipe.lr={lora_a:0,lora_b:0,lora_r:0,head:0,patch_embed:0,backbone:0}"))
+    )
+    if "local_only" not in more:  # all of it stays at home
+        assert 0 < norm(sub(clear, start))
+    assert far(hidden, clear, start) < 1e-6 or norm(sub(hidden, clear)) < 1e-6
+
+
+@pytest.mark.parametrize("more", ["strategy=fedavgm", "strategy=rolora rounds=4", "strategy=scaffold recipe.optimizer=sgd rounds=3", "strategy=fedsa_lora", "method=melo"])
+def test_over_some_rounds_it_learns_the_same(home, tmp_path, more):
+    (ours, hidden), (theirs, clear) = (by_loop(home, tmp_path / where, "precision=float32", more, extra) for where, extra in (("a", BLIND), ("b", "")))
+    assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.02) and ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+    for hid, cle in zip(rows(tmp_path / "a"), rows(tmp_path / "b")):
+        assert hid["train_loss"] == pytest.approx(cle["train_loss"], rel=2e-3)
+    assert norm(sub(hidden, clear)) < 1e-2 * norm(clear)
+
+
+@pytest.mark.parametrize("more", ["", "strategy=fedadam fraction=0.6 rounds=4 evaluate_every=2", "seal.bits=12", "seal.bits=16 strategy=rolora"])
+def test_flower_equals_the_plain_loop_blindly_too(home, tmp_path, more):
+    (ours, adapter), (theirs, same) = by_loop(home, tmp_path, BLIND, more), by_flower(home, tmp_path, BLIND, more)
+    assert equal(adapter, same) and ours["accuracy"] == theirs["accuracy"] and ours["loss"] == theirs["loss"]
+
+
+@pytest.mark.parametrize("bits, least", [(16, 0.05), (12, 0.35)])
+def test_narrow_words_lose_little(home, tmp_path, bits, least):
+    (_, narrow), (_, wide), (_, start) = (
+        by_loop(home, tmp_path / where, "rounds=2", BLIND, extra)
+        for where, extra in (("a", f"seal.bits={bits}"), ("b", ""), ("c", "recipe.lr={lora_a:0,lora_b:0,lora_r:0,head:0,patch_embed:0,backbone:0}"))
+    )
+    assert 0 < far(narrow, wide, start) < least
+    assert all(row["clipped"] < 1e-3 for row in rows(tmp_path / "a"))
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lose", ["all", "one", "damage"])
+@pytest.mark.parametrize("more", ["rounds=4", "rounds=4 fraction=0.6 strategy=fedavgm evaluate_every=4"])
+def test_who_was_away_or_lost_its_state_is_sent_all_of_it(home, tmp_path, monkeypatch, more, lose):
+    _, steady = by_loop(home, tmp_path / "a", BLIND, more)
+    real = client_side.train
+
+    def careless(client, facts, packed, **work):
+        if facts["round"] == 3:
+            files = sorted(client.drawer(str(facts["run"])).folder.parent.rglob("standing-*"))
+            for file in files if lose == "all" else files[:1]:
+                file.write_bytes(b"damaged") if lose == "damage" else file.unlink(missing_ok=True)
+        return real(client, facts, packed, **work)
+
+    monkeypatch.setattr(client_side, "train", careless)
+    for run, out in ((by_loop, tmp_path / "b"), (by_flower, tmp_path / "c")):
+        assert equal(run(home, out, BLIND, more)[1], steady)
+
+
+class Spoilt(NamedTuple):
+    name: str
+    answers: object
+    says: str
+
+
+def flipped(answer):
+    came = unpack(answer.packed, octets())
+    payload = came["sealed.payload"].clone()
+    payload[9] ^= 4
+    return answer._replace(packed=pack({**came, "sealed.payload": payload}, octets()))
+
+
+def cut(answer):
+    came = unpack(answer.packed, octets())
+    return answer._replace(packed=pack({**came, "sealed.payload": came["sealed.payload"][:-3].clone()}, octets()))
+
+
+SPOILT = [
+    Spoilt("truncated", lambda a: [a[0], cut(a[1]), a[2]], "client 1's message is left out: it must have a nonce of 16 bytes"),
+    Spoilt("empty", lambda a: [a[0]._replace(packed=None), *a[1:]], "client 0's message is left out: it must have a nonce"),
+    Spoilt("doubled", lambda a: [a[0], *a], "client 0's message is left out: it has sent one already"),
+    Spoilt("flipped", lambda a: [a[0], flipped(a[1]), a[2]], "the sum of round 2 does not carry the tag of its list"),
+    Spoilt("relabelled", lambda a: [a[0], a[1]._replace(client=2), a[2]._replace(client=1)], "the sum of round 2 does not carry the tag"),
+    Spoilt("nobody", lambda a: [], "no message could be added"),
+]
+
+
+def spoiling(monkeypatch, how) -> None:
+    """The answers of round 2's training come as ``how`` makes them."""
+    real = server_side.gather
+    seen = []
+
+    def gather(answers, size, bits):
+        answers = list(answers)
+        seen.append(size)
+        return real(how(answers) if size > 1 and len([s for s in seen if s > 1]) == 2 else answers, size, bits)
+
+    monkeypatch.setattr(server_side, "gather", gather)
+
+
+@pytest.mark.parametrize("spoilt", SPOILT, ids=lambda s: s.name)
+def test_what_was_tampered_with_is_named_and_left_out_and_nothing_is_lost(home, tmp_path, monkeypatch, capsys, spoilt):
+    spoiling(monkeypatch, spoilt.answers)
+    summary, _ = by_loop(home, tmp_path, BLIND, "rounds=3")
+    said = capsys.readouterr().out
+    assert spoilt.says in said and "round 2: " in said
+    second = rows(tmp_path)[1]
+    if spoilt.name in ("truncated", "empty", "doubled"):
+        assert "skipped" not in second and len(second["refused"]) == 1
+    else:
+        assert second["skipped"] and second["accuracy"] == rows(tmp_path)[0]["accuracy"] and second["loss"] == pytest.approx(rows(tmp_path)[0]["loss"])
+    assert rows(tmp_path)[2]["loss"] != second["loss"] and "skipped" not in rows(tmp_path)[2] and summary["rounds"] == 3
+
+
+@pytest.mark.parametrize("gone", [[0], [1, 2], [0, 2]])
+def test_whoever_fails_after_sealing_costs_nothing(home, tmp_path, monkeypatch, capsys, gone):
+    """The sum of the rest opens to the mean of the rest."""
+    spoiling(monkeypatch, lambda answers: [a for a in answers if a.client not in gone])
+    by_loop(home, tmp_path, BLIND, "rounds=3")
+    assert "skipped" not in rows(tmp_path)[1] and np.isfinite(rows(tmp_path)[2]["loss"])
+    assert rows(tmp_path)[1]["train_loss"] > 0
+
+
+# What the server has --------------------------------------------------------------------------------------------------
+
+
+def test_the_server_process_holds_uniform_bytes_only(home, tmp_path, monkeypatch):
+    """Everything that came to it or that it keeps: messages, sums, locked states, files, lines."""
+    held: list[np.ndarray] = []
+    real_drive, real_train, updates = server_side.drive, local.train, []
+
+    def drive(talk, answers):
+        def seen(question):
+            for answer in answers(question):
+                assert set(answer.facts) <= {"train_loss", "clipped", "accuracy", "loss"}
+                assert not answer.facts or question.kind == "report"
+                held.extend(t.numpy() for n, t in (unpack(answer.packed, octets()) if answer.packed else {}).items() if n.startswith("sealed."))
+                yield answer
+
+        return real_drive(talk, seen)
+
+    def train(client, *orders):
+        updates.append(real_train(client, *orders))
+        return updates[-1]
+
+    monkeypatch.setattr(loop, "drive", drive)
+    by_loop(home, tmp_path, BLIND, "fraction=0.9 rounds=3 model.embed_dim=64 model.num_heads=2", train=train)
+    kept = (tmp_path / "loop" / "sealed.safetensors").read_bytes()
+    together = np.concatenate([h.reshape(-1) for h in held if h.size > 1000])
+    for octet in (*(h.reshape(-1) for h in held if h.size > 20_000), together):
+        counts = np.bincount(octet, minlength=256)
+        chi2 = float(((counts - octet.size / 256) ** 2 / (octet.size / 256)).sum())
+        assert 130 < chi2 < 400  # 255 degrees of freedom, sd 22.6
+    everything = together.tobytes() + kept
+    for adapter, examples, metrics in updates:
+        for tensor in adapter.values():
+            raw = tensor.contiguous().numpy().tobytes()
+            assert raw[:16] not in everything or not any(raw[:16])
+    rest = [p for p in (tmp_path / "loop").iterdir() if p.name in ("rounds.jsonl", "summary.json", "environment.json")]
+    text = "".join(p.read_text() for p in rest)
+    assert len(rest) == 3 and all(f"{metrics['loss']!r}" not in text for _, _, metrics in updates)
+    assert '"examples": null' in text and '"norms"' not in text
+
+
+def test_a_run_that_is_repeated_never_repeats_a_mask(home, tmp_path, monkeypatch):
+    nonces, real = [], client_side.seal
+
+    def noting(*given):
+        nonces.append((sealed := real(*given)).nonce)
+        return sealed
+
+    monkeypatch.setattr(client_side, "seal", noting)
+    (_, one), (_, two) = by_loop(home, tmp_path / "a", BLIND), by_loop(home, tmp_path / "b", BLIND)
+    assert equal(one, two) and len(nonces) == len(set(nonces)) == 2 * 2 * 6
+
+
+def test_the_sealed_files_and_the_key_give_the_whole_run(home, tmp_path):
+    """Useless without the key, complete with it: a client that never took part stands where all do."""
+    from safetensors.torch import load_file
+
+    _, adapter = by_loop(home, tmp_path, BLIND, "rounds=4 strategy=fedavgm fraction=0.6")
+    config = load(settings(home, tmp_path, "clients=3", BLIND, "rounds=4 strategy=fedavgm fraction=0.6"))
+    client = local.open_client(config, 1, 3)
+    packed = pack(load_file(tmp_path / "loop" / "sealed.safetensors"), octets())
+    shutil.rmtree(tmp_path / "state")
+    standing = client_side.stand(client, {"run": "loop", "since": 4, "upto": 4}, packed)
+    assert equal(client_side.strategy_of(config).view(standing.state), adapter)
+
+
+# The small parts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_locked_state_opens_with_its_key_run_and_round_alone():
+    tensors = {"0/a": torch.randn(3, 4), "told": torch.zeros(2, dtype=torch.float64)}
+    locked = lock(KEY, "run", 3, tensors)
+    opened = unlock(KEY, "run", 3, locked)
+    assert equal(opened, tensors) and not torch.equal(locked, lock(KEY, "run", 3, tensors))
+    flipped_ = locked.clone()
+    flipped_[40] ^= 1
+    for key, run, round, octet in ((SharedKey(bytes(32)), "run", 3, locked), (KEY, "ran", 3, locked), (KEY, "run", 4, locked), (KEY, "run", 3, flipped_), (KEY, "run", 3, locked[:20])):
+        with pytest.raises(SealError, match=f"the state of round {round} must be as a client locked it"):
+            unlock(key, run, round, octet)
+
+
+def test_a_state_becomes_named_tensors_and_comes_back():
+    class Pair(NamedTuple):
+        one: dict
+        two: tuple
+
+    state = Pair({"a.b": torch.ones(2), "c": torch.zeros(1)}, (torch.arange(3), {}))
+    flat = named(state)
+    assert list(flat) == ["0/a.b", "0/c", "1/0"]
+    back = nested(state, flat)
+    assert isinstance(back, Pair) and equal(named(back), flat)
+    with pytest.raises(TypeError, match="tensors, mappings and tuples, got int"):
+        named((1,))
+    with pytest.raises(KeyError):
+        nested(state, {})
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        ("strategy=krum", "a blind server can add and nothing else, but krum needs more; use strategy=.*fedavg.*, or blind=false"),
+        ("strategy=ffa_lora +nodes.1.rank=1", "adds updates of one shape, but clients have different ranks"),
+        ("seal.largest=1", "seal.largest must be what the largest client has, at least [0-9]+, got 1; raise it"),
+        ("seal.bits=8", "seal.bits"),
+    ],
+)
+def test_what_cannot_be_blind_is_one_line_before_the_run(home, tmp_path, more, says):
+    with pytest.raises(ConfigError, match=says):
+        by_loop(home, tmp_path, "blind=true", more)
+    assert not (tmp_path / "loop").exists()
+
+
+def test_riders_of_a_linear_strategy_go_through_the_same_words():
+    like = {"head.weight": torch.randn(2, 3), **ride("control", {"head.weight": torch.randn(2, 3)})}
+    unit = {"head": 0.5, "control": 0.125}
+    back = client_side.shaped(client_side.flat(like, unit), like, unit)
+    assert all(torch.allclose(back[n], like[n]) for n in like)

@@ -92,14 +92,14 @@ def totals(rows: Sequence[Mapping[str, Any]], full_bytes: int, before: Sequence[
     for row in rows:
         for name, sizes in row["bytes"].items():
             sums.setdefault(name, Counter()).update(sizes)
-    down, up = sums["train down"], sums["train up"]
+    up, times = sums["train up"], sum(len(row["cohort"]) for row in rows)
     learning = {way: sum(sums[name]["total"] for name in sums if name.endswith(way) and is_training(name, sums)) for way in ("down", "up")}
-    per_message = {"down": learning["down"] / down["messages"], "up": learning["up"] / up["messages"]}
+    per_round = {way: size / times for way, size in learning.items()}
     full = full_bytes + up[ENVELOPE] / up["messages"]
     return {
         "bytes": {name: dict(counter) for name, counter in sums.items()},
-        "bytes_per_client_round": per_message,
+        "bytes_per_client_round": per_round,
         "full_model_message_bytes": round(full),
-        "ratio_to_full_fedavg": sum(per_message.values()) / (2 * full),
+        "ratio_to_full_fedavg": sum(per_round.values()) / (2 * full),
         "train_seconds": sum(row.get("train_seconds", 0) for row in rows),  # a blind server is not told
     }

@@ -7,6 +7,7 @@ import io
 from typing import Callable, NamedTuple, Sequence
 
 from simulations.grid import Line
+from simulations.report import ledger
 from simulations.report.numbers import Report, Row, Section, beginning, command, origins
 from simulations.report.trials import Trials
 
@@ -98,6 +99,10 @@ def _of_section(section: Section, head: str) -> list[Table]:
         body = [[row.name, *(texts[i] for texts in shown.values())] for i, row in enumerate(section.rows)]
         note = f"Target: {section.target:.2f} %." if columns is QUALITY else ""
         made.append(Table(f"{title}: {section.name}" if section.name else title, [head, *shown], body, note))
+    groups, body = ledger.body(section)
+    if body:
+        title = f"Bytes: {section.name}" if section.name else "Bytes"
+        made.append(Table(title, [head, *groups], body, "kB down / up, a client and round of training; base is what catching up costs."))
     return made
 
 

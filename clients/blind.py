@@ -90,7 +90,7 @@ def report(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> An
     except SealError as error:
         return {"refused": str(error)}, None
     if facts.get("last"):
-        folder = Path(client.config.output).expanduser() / client.drawer(run).folder.parent.name
+        folder = Path(client.config.output).expanduser() / client.drawer(run).folder.parent.name  # which checks the server's word
         adapters.save(strategy_of(client.config).view(standing.state), folder / "adapter.safetensors")
     return said, pack({"sealed.state": lock(client.key, run, round, named(tree(standing)))}, OCTETS) if facts.get("state") else None
 

@@ -139,7 +139,7 @@ def _rounds(
                 memory.drop(round, reporter)
                 row["skipped"] = str(told.facts["refused"])
             else:
-                row |= {name: float(told.facts[name]) for name in ("train_loss", "clipped")}
+                row |= figures(told, "train_loss", "clipped")
                 if away and told.packed is not None:
                     memory.lock(round, state_of(told.packed))
         for line in [f"client {c}'s message is left out: {why}" for c, why in refused.items()] + [row.get("skipped", "")]:
@@ -151,7 +151,7 @@ def _rounds(
             if scores is None:
                 raise WireError(f"round {round}: no client's evaluation could be added; look at their logs")
             (told,) = yield Question("report", round, {0: scored_by(memory, round, scores, {**ask, "last": last})})
-            row |= {name: float(told.facts[name]) for name in ("accuracy", "loss")}
+            row |= figures(told, "accuracy", "loss")
         journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
 
     return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, before), memory.all()[0], "sealed")
@@ -200,6 +200,14 @@ def scored_by(memory: Memory, round: int, scores: Total, facts: Facts) -> Iterat
     """What the reporting client needs to open the ``scores``: it stands after ``round`` already, having been evaluated."""
     for packed, told in memory.messages(0, round, facts):
         yield pack({**unpack(packed, OCTETS), **sealed.named("scores", scores)}, OCTETS), told
+
+
+def figures(told: Answer, *names: str) -> dict[str, float]:
+    """The numbers of these ``names`` in a report. Raises WireError, naming the client, when it lacks one."""
+    try:
+        return {name: float(told.facts[name]) for name in names}
+    except (KeyError, TypeError, ValueError):
+        raise WireError(f"client {told.client}: a report must hold {' and '.join(names)}, got {sorted(told.facts)}") from None
 
 
 def state_of(packed: Packed) -> Tensor:

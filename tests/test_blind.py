@@ -20,7 +20,7 @@ from fl.config import ConfigError, load
 from fl.journal import Journal
 from fl.keys import SharedKey
 from fl.tree import named, nested
-from fl.wire.flat import pack, unpack
+from fl.wire.flat import WireError, pack, unpack
 from fl.wire.locked import lock, unlock
 from fl.wire.masks import SealError
 from fl.wire.octets import octets
@@ -273,6 +273,11 @@ def test_what_cannot_be_blind_is_one_line_before_the_run(home, tmp_path, more, s
     with pytest.raises(ConfigError, match=says):
         by_loop(home, tmp_path, "blind=true", more)
     assert not (tmp_path / "loop").exists()
+
+
+def test_a_report_without_its_figures_names_the_client():
+    with pytest.raises(WireError, match=r"client 2: a report must hold accuracy and loss, got \['loss'\]"):
+        server_side.figures(server_side.Answer(2, {"loss": 1.0}, None), "accuracy", "loss")
 
 
 def test_riders_of_a_linear_strategy_go_through_the_same_words():

@@ -125,7 +125,8 @@ def arrived(client: local.Client, message: Message) -> Adapter:
     """The adapter in ``message``, the model standing on the base that it means."""
     facts = facts_of(message)
     run, wire = str(facts.get("run", "")), coding(client.config)
-    return local.settle(client, link.arrived(client.drawer(run), wire, packed_of(message), facts.get("link")), run, facts.get("base"))
+    received = link.arrived(client.drawer(run), wire, packed_of(message), facts.get("link"), client.bench.start)
+    return local.settle(client, received, run, facts.get("base"))
 
 
 @app.train()

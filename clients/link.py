@@ -1,19 +1,20 @@
 """Both ends of a client's wire: what arrived as an adapter, and an update as what is sent.
 
-With a lossy codec a message down is a difference from what this client last received, and what the codec lost of an update
-is added to the next one: error feedback (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). Both outlive a round in
-the client's `Drawer`; with float32 no disk is touched.
+With a lossy codec a message down is a difference from what this client last received of that layout, at first from the
+adapter that all start from; and what the codec lost of an update is added to the next one: error feedback (Seide et al.
+2014; Karimireddy et al., arXiv 1901.09847). Both outlive a round in the client's `Drawer`; with float32 no disk is touched.
 
     sent = decode(encode(u + e))        e <- u + e - sent
 """
 
 from __future__ import annotations
 
-from typing import Sequence
+import hashlib
 
 from clients.carried import Behind
 from clients.state import Drawer, StateError
-from fl.adapter import Adapter, add, apart, digest, flat, sub
+from fl.adapter import Adapter, add, apart, cut, digest, flat, sub
+from fl.flat import Layout
 from fl.randomness import generator
 from fl.wire.coding import WHOLE, Coding
 from fl.wire.flat import Packed, pack, unpack
@@ -21,19 +22,20 @@ from fl.wire.flat import Packed, pack, unpack
 RECEIVED, LOST = "received", "lost"  # the files' names
 
 
-def arrived(drawer: Drawer, coding: Coding, packed: Packed, link: Sequence | None) -> Adapter:
-    """The adapter in a message; ``link`` is its number, and the digest of what it is the difference from or None.
+def arrived(drawer: Drawer, coding: Coding, packed: Packed, link: str | None, start: Adapter) -> Adapter:
+    """The adapter in a message; ``link`` is the digest of what it is the difference from, of one that is whole "".
 
-    Raises WireError, and Behind when what this client has is not what the server took it to have.
+    It is None where nothing travels as a difference. ``start`` is what this client has before anything has arrived. Raises
+    WireError, and Behind when what this client has is not what the server took it to have.
     """
     if link is None:
         return unpack(packed, WHOLE)
-    number, on = int(link[0]), link[1]
-    message = unpack(packed, WHOLE if on is None else coding.differences)
+    message = unpack(packed, coding.differences if link else WHOLE)
     own = flat(apart(message).own)
-    if on is not None:
-        own = add(_had(drawer, number, on), own)
-    drawer.keep(RECEIVED, number, own, last=1)
+    what = f"{RECEIVED}-{hashlib.sha256(repr(own.layout).encode()).hexdigest()[:8]}"
+    if link:
+        own = add(_had(drawer, what, link) or _begun(drawer, start, link, own.layout), own)
+    drawer.keep(what, 0, own)
     return {**message, **own} if len(message) > len(own) else own
 
 
@@ -52,11 +54,16 @@ def leaving(drawer: Drawer, coding: Coding, seed: int, round: int, update: Adapt
     return packed
 
 
-def _had(drawer: Drawer, number: int, on: str) -> Adapter:
+def _had(drawer: Drawer, what: str, link: str) -> Adapter | None:
     try:
-        found = drawer.recall(RECEIVED, number - 1)
+        found = drawer.recall(what, 0)
     except StateError:
-        found = None
-    if found is None or digest(found[1]) != on:
-        raise Behind(f"client {drawer.client} does not have what message {number} builds on")
-    return flat(found[1])
+        return None
+    return flat(found[1]) if found and digest(found[1]) == link else None
+
+
+def _begun(drawer: Drawer, start: Adapter, link: str, layout: Layout) -> Adapter:
+    begun = cut(start, layout)
+    if begun is None or digest(begun) != link:
+        raise Behind(f"client {drawer.client} does not have what the difference it was sent is from")
+    return begun

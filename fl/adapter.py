@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fl.flat import Flat
+from fl.flat import Flat, Layout
 
 Adapter = Mapping[str, Tensor]
 
@@ -69,6 +69,12 @@ def flat(tensors: Mapping[str, Tensor]) -> Flat:
     names = ordered(tensors)
     parts = [tensors[n].detach().reshape(-1) for n in names]
     return Flat(torch.cat(parts) if parts else torch.zeros(0), tuple((n, tuple(tensors[n].shape)) for n in names))
+
+
+def cut(adapter: Adapter, layout: Layout) -> Adapter | None:
+    """Of ``adapter`` what lies as ``layout`` says, a larger tensor cut to its first rows and columns; None where it lacks any."""
+    found = {n: adapter[n][tuple(slice(side) for side in shape)] for n, shape in layout if n in adapter and adapter[n].dim() == len(shape)}
+    return flat(found) if [(n, tuple(t.shape)) for n, t in found.items()] == list(layout) else None
 
 
 def read(model: nn.Module) -> Adapter:

@@ -58,8 +58,8 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     one_rank(strategy, config, infos)
     journal.begin()
     local.keepsakes(clients[0], journal.folder)
-    state, catchup, wire = strategy.init(clients[0].bench.start), Catchup(strategy), coding(config)
-    downlink = Downlink(wire, catchup, config.seed)
+    start, catchup, wire = clients[0].bench.start, Catchup(strategy), coding(config)
+    state, downlink = strategy.init(start), Downlink(wire, catchup, config.seed, start)
 
     for round in range(1, config.rounds + 1):
         began, ledger, members = time.monotonic(), [], cohort(config, round, number)
@@ -70,7 +70,7 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
             for down, facts in downlink.messages(state, upto, i, adapter):
                 ledger.append(entry(kind, "down", down.header, down.nbytes))
                 try:
-                    received = arrived(clients[i].drawer(journal.run), wire, down, facts.get("link"))
+                    received = arrived(clients[i].drawer(journal.run), wire, down, facts.get("link"), clients[i].bench.start)
                     return local.settle(clients[i], received, journal.run, facts.get("base"))
                 except Behind as behind:
                     journal.progress(str(behind))

@@ -61,6 +61,7 @@ def exchange(
         while turn in early:
             yield early.pop(turn)
             turn = next(turns, None)
+            deadline = time.monotonic() + seconds  # who takes the answers may have been long: a client was behind, say
 
 
 def _check(reply: Message, name: str) -> None:

@@ -49,9 +49,9 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     one_rank(strategy, config, infos.values())
     journal.begin()
     number = {node: client for client, node in nodes.items()}
-    state = strategy.init(starting_adapter(grid, config, nodes[0], rolls[0], before))
-    catchup = Catchup(strategy)
-    downlink = Downlink(wire, catchup, config.seed)
+    start = starting_adapter(grid, config, nodes[0], rolls[0], before)
+    state, catchup = strategy.init(start), Catchup(strategy)
+    downlink = Downlink(wire, catchup, config.seed, start)
 
     for round in range(1, config.rounds + 1):
         began, ledger, asked, orders_of = time.monotonic(), [], {}, {}

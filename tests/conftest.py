@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ from fl.models.vit import vit
 
 torch.set_num_threads(1)
 TINY = {"name": "vit_tiny_patch16_224", "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fastest(tmp_path_factory):
+    """What `auto` chooses is measured in and kept for these tests alone, in the processes that they start, too."""
+    os.environ["VEILORA_FASTEST"] = str(tmp_path_factory.mktemp("fastest"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fl.adapter import GROUPS, add, count, digest, group, groups, load, mean, move, norm, norms, read, save, sub, write
+from fl.adapter import GROUPS, add, count, cut, digest, flat, group, groups, load, mean, move, norm, norms, read, save, sub, write
 from fl.models.lora_patch import lora_patch
 
 A = {"head.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
@@ -145,3 +145,12 @@ def test_an_adapter_survives_the_disk_whole_or_not_at_all(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="no space"):
         save(B, path)
     assert digest(load(path)) == digest(adapter)
+
+
+def test_an_adapter_is_cut_to_a_layout_that_it_has_and_to_no_other():
+    whole = flat({"lora_a": torch.arange(12.0).view(4, 3), "head.bias": torch.ones(2)})
+    low = flat({"lora_a": whole["lora_a"][:2]})
+    found = cut(whole, low.layout)
+    assert found.layout == low.layout and torch.equal(found["lora_a"], low["lora_a"])
+    assert torch.equal(cut(whole, whole.layout).buffer, whole.buffer)
+    assert cut(low, whole.layout) is None and cut(whole, (("lora_a", (4,)),)) is None

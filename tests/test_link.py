@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from test_simulation import by_loop, equal, home, result, settings  # noqa: F401
@@ -10,13 +12,14 @@ from clients.carried import Behind
 from clients.client_app import app as client_app
 from clients.link import arrived, leaving
 from clients.state import Drawer
-from fl.adapter import add, digest, flat, norm, sub
+from fl.adapter import GROUPS, add, digest, flat, norm, sub
 from fl.config import ConfigError, load
-from fl.wire.coding import coding
-from fl.wire.flat import WireError, unpack
+from fl.wire.coding import WHOLE, coding
+from fl.wire.flat import WireError, pack, unpack
 from simulations import inprocess
 from strategies.catchup import Catchup
 from strategies.downlink import Downlink
+from strategies.factors import at_rank
 from strategies.fedavg import fedavg
 from strategies.server_app import app as server_app
 
@@ -29,8 +32,11 @@ def drawn(seed: int, size: float = 1.0) -> dict[str, torch.Tensor]:
     return flat({name: size * torch.randn(shape, generator=stream) for name, shape in SHAPES.items()})
 
 
+START = drawn(99)
+
+
 def server(wire) -> Downlink:
-    return Downlink(wire, Catchup(fedavg(load().recipe)), seed=0)
+    return Downlink(wire, Catchup(fedavg(load().recipe)), 0, START)
 
 
 def receive(downlink: Downlink, wire, drawer: Drawer, adapter, kinds: list | None = None):
@@ -39,7 +45,7 @@ def receive(downlink: Downlink, wire, drawer: Drawer, adapter, kinds: list | Non
         if kinds is not None:
             kinds.append(packed.nbytes)
         try:
-            return arrived(drawer, wire, packed, facts.get("link"))
+            return arrived(drawer, wire, packed, facts.get("link"), START)
         except Behind:
             continue
     raise AssertionError("the whole was not enough")
@@ -49,15 +55,15 @@ def receive(downlink: Downlink, wire, drawer: Drawer, adapter, kinds: list | Non
 def test_both_ends_hold_the_same_to_the_bit_and_come_nearer_to_what_was_meant(tmp_path, codec):
     wire = coding(load(codec))
     downlink, drawers = server(wire), [Drawer(str(tmp_path), "run", k) for k in range(3)]
-    meant = drawn(0)
+    meant = START
     for turn in range(6):
         if turn:
             meant = add(meant, drawn(turn, 0.01))
         for drawer in drawers[: 2 if turn == 3 else 3]:  # one misses a message
             has = receive(downlink, wire, drawer, meant)
-            assert digest(has) == digest(downlink._had[drawer.client])
+            assert digest(has) == downlink._had[drawer.client, has.layout].digest
         if turn == 0:
-            assert digest(has) == digest(meant)  # the first one is whole
+            assert digest(has) == digest(START)  # nothing is lost of no difference
     off = [norm(sub(receive(downlink, wire, drawers[0], meant), meant)) for _ in range(8)]
     assert off[-1] < 0.2 * off[0] < 0.01 * norm(meant)  # what was lost is in the next difference
 
@@ -74,16 +80,53 @@ def test_a_client_that_lost_its_state_is_sent_the_whole(tmp_path):
     for path in drawer.folder.iterdir():
         path.write_bytes(b"broken")
     assert digest(receive(downlink, wire, drawer, drawn(3), sizes)) == digest(drawn(3))
-    whole, part, *rest = sizes
-    assert rest == [part, whole, part, whole] and part < whole / 3
+    part, again, *rest = sizes
+    assert again == part and rest == [part, rest[1], part, rest[1]] and part < rest[1] / 3
 
 
 def test_clients_that_have_the_same_share_one_message(tmp_path):
     wire = coding(load("codec=int8"))
     downlink = server(wire)
     for adapter in (drawn(0), drawn(1)):
-        packed = [next(downlink.messages(None, 0, k, adapter))[0] for k in range(3)]
+        packed = [next(downlink.messages(None, 0, k, given))[0] for k, given in enumerate((adapter, adapter, flat(adapter)))]
         assert packed[0] is packed[1] is packed[2]
+
+
+def test_what_a_client_has_is_remembered_by_layout(tmp_path):
+    """A client that trains a part, or a lower rank, and evaluates the whole is sent differences of both."""
+    wire = coding(load("codec=int8"))
+    downlink, drawer = server(wire), Drawer(str(tmp_path), "run", 0)
+    sizes: dict[int, list[int]] = {}
+    for turn in range(3):
+        meant = add(START, drawn(turn, 0.01))
+        low = at_rank(meant, 2)
+        for kind, given in enumerate((meant, {n: meant[n] for n in list(meant)[:2]}, low)):
+            has = receive(downlink, wire, drawer, given, sizes.setdefault(kind, []))
+            assert norm(sub(has, flat(given))) < 0.05 * norm(given)
+    assert all(len(set(found)) == 1 for found in sizes.values())  # never behind, never whole
+    assert sizes[1][0] < sizes[2][0] < sizes[0][0] < 0.3 * pack(START, WHOLE).nbytes
+
+
+def test_a_layout_that_the_start_has_not_is_sent_whole_at_first(tmp_path):
+    wire = coding(load("codec=int8"))
+    downlink, drawer = server(wire), Drawer(str(tmp_path), "run", 0)
+    sizes: list[int] = []
+    for seed in (0, 1):
+        wide = at_rank(drawn(seed), 8)
+        has = receive(downlink, wire, drawer, wide, sizes)
+    assert norm(sub(has, flat(wide))) < 0.05 * norm(wide) and sizes[1] < 0.3 * sizes[0]
+
+
+def test_clients_that_take_turns_share_what_is_encoded(monkeypatch):
+    encoded = []
+    monkeypatch.setattr("strategies.downlink.pack", lambda *given: encoded.append(1) or pack(*given))
+    downlink, state = server(coding(load("codec=int8"))), {}
+    for turn in range(4):
+        for k in (0, 1, 2, 3):  # after the first round 0 and 1 have something else than 2 and 3
+            if turn or k < 2:
+                next(downlink.messages(state, 0, (0, 2, 1, 3)[k] if turn else k, drawn(turn)))
+        state = {}
+    assert len(encoded) == 1 + 3 * 2
 
 
 def test_float32_travels_whole_and_touches_no_disk(tmp_path):
@@ -125,15 +168,19 @@ def test_a_difference_on_nothing_is_behind_and_a_codec_that_is_none_a_config_err
     downlink = server(wire)
     next(downlink.messages(None, 0, 0, drawn(0)))
     packed, facts = next(downlink.messages(None, 0, 0, drawn(1)))
-    with pytest.raises(Behind, match="client 0 does not have what message 2 builds on"):
-        arrived(Drawer(str(tmp_path), "run", 0), wire, packed, facts["link"])
+    with pytest.raises(Behind, match="client 0 does not have what the difference"):
+        arrived(Drawer(str(tmp_path), "run", 0), wire, packed, facts["link"], START)
     with pytest.raises(WireError):
-        arrived(Drawer(str(tmp_path), "run", 0), wire, packed, [1, None])
+        arrived(Drawer(str(tmp_path), "run", 0), wire, packed, "", START)
     with pytest.raises(ConfigError, match="codec"):
         coding(load("codec.kind=2"))
 
 
-@pytest.mark.parametrize("more", ["codec=int8", "codec=int4 +codec@codecs.patch_embed=low_rank", "codec=int8 strategy=scaffold", "codec=int8 strategy=flora"])
+@pytest.mark.parametrize(
+    "more",
+    ["codec=int8", "codec=int4 +codec@codecs.patch_embed=low_rank"]
+    + [f"codec=int8 strategy={name}" for name in ("scaffold", "flora", "ffa_lora", "fedsa_lora", "hetlora +nodes.1.rank=2")],
+)
 def test_compressed_flower_is_the_compressed_loop(home, tmp_path, more):  # noqa: F811
     words = ["fraction=0.6", "rounds=3", *more.split()]
     summary, adapter = by_loop(home, tmp_path / "loop", *words)
@@ -143,9 +190,26 @@ def test_compressed_flower_is_the_compressed_loop(home, tmp_path, more):  # noqa
     assert found["accuracy"] == summary["accuracy"]
 
 
-def test_int8_costs_a_quarter_both_ways_once_everyone_has_something(home, tmp_path):  # noqa: F811
+def test_int8_costs_a_quarter_both_ways_from_the_first_round_on(home, tmp_path):  # noqa: F811
+    sizes, rows = {}, {}
+    for codec in ("float32", "int8"):
+        summary, _ = by_loop(home, tmp_path / codec, f"codec={codec}")
+        sizes[codec] = summary["bytes_per_client_round"]
+        lines = (tmp_path / codec / "loop" / "rounds.jsonl").read_text().splitlines()
+        rows[codec] = [payload(json.loads(line)["bytes"]["train down"]) for line in lines]
+    assert rows["int8"][0] == rows["int8"][1] < 0.26 * rows["float32"][0]
+    assert sizes["int8"]["up"] < 0.3 * sizes["float32"]["up"] and sizes["int8"]["down"] < 0.3 * sizes["float32"]["down"]
+
+
+def test_int8_saves_both_ways_where_half_of_the_factors_stays_at_home(home, tmp_path):  # noqa: F811
     sizes = {}
     for codec in ("float32", "int8"):
-        summary, _ = by_loop(home, tmp_path / codec, f"codec={codec}", "rounds=4")
-        sizes[codec] = summary["bytes_per_client_round"]
-    assert sizes["int8"]["up"] < 0.35 * sizes["float32"]["up"] and sizes["int8"]["down"] < 0.6 * sizes["float32"]["down"]
+        summary, _ = by_loop(home, tmp_path / codec, f"codec={codec} strategy=fedsa_lora")
+        sizes[codec] = {name: payload(found) for name, found in summary["bytes"].items()}
+    for name in ("train up", "train down", "evaluate down"):
+        assert sizes["int8"][name] < 0.27 * sizes["float32"][name]
+
+
+def payload(sizes: dict[str, int]) -> int:
+    """The bytes of the tensors."""
+    return sum(size for name, size in sizes.items() if name in GROUPS)

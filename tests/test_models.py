@@ -315,3 +315,11 @@ def test_the_demo_backbone_is_the_same_wherever_it_is_made(quick, tmp_path):
         demo.pretrain(tmp_path / place / "weights.safetensors", 32, 8)
     one, other = ((tmp_path / place / "weights.safetensors").read_bytes() for place in ("a", "b"))
     assert one == other
+
+
+def test_the_demo_backbone_without_weights_makes_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert demo.demo_vit(16, 8, 3, "none").head.weight.shape[0] == 3
+    with pytest.raises(WeightsError, match="must be one, or none, got hub"):
+        demo.demo_vit(16, 8, 3, "hub")
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from fl.adapter import mean, norm, sub
 from fl.config import ConfigError, build
 from fl.recipe import Recipe
 from strategies import Strategy, Update
+from strategies.trimmed_mean import trimmed
 
 SHAPES = {"blocks.0.attn.qkv.q.lora_a.weight": (4, 30), "blocks.0.attn.qkv.q.lora_b.weight": (50, 4), "head.weight": (10, 50)}
 HONEST, ATTACKERS, REACH = 7, 2, 1.0
@@ -135,6 +136,8 @@ def test_the_median_by_hand():
 def test_the_trimmed_mean_by_hand():
     assert after(made("trimmed_mean", share=0.2), (1,), (2,), (3,), (7,), (100,)) == [4]
     assert after(made("trimmed_mean", share=0.4), (1,), (2,), (3,), (7,), (100,)) == [3]
+    assert after(made("trimmed_mean", share=0.4), (-9,), (1,), (2,), (50,)) == [1.5]  # two at either end would leave none
+    assert all(0 < 2 * trimmed(n, share / 100) < n for n in range(3, 40) for share in range(1, 46))
     assert after(made("trimmed_mean", share=0.01), (-50,), (1,), (2,), (100,)) == [1.5]
 
 
@@ -178,8 +181,9 @@ def test_centred_clipping_starts_from_the_last_centre():
     [
         ("krum", {"attackers": 2}, 6, "krum with attackers=2 and keep=1 needs at least 7 clients in a round, got 6; raise"),
         ("krum", {"attackers": 1, "keep": 4}, 6, "krum with attackers=1 and keep=4 needs at least 7 clients in a round, got 6; raise"),
-        ("trimmed_mean", {"share": 0.4}, 4, "trimmed_mean with share=0.4 needs 5 clients in a round, got 4; raise"),
-        ("trimmed_mean", {"share": 0.4}, 5, ""),
+        ("trimmed_mean", {"share": 0.4}, 2, "trimmed_mean needs 3 clients in a round, got 2; raise"),
+        ("trimmed_mean", {"share": 0.4}, 3, ""),
+        ("trimmed_mean", {"share": 0.45}, 8, ""),
         ("krum", {"attackers": 2}, 7, ""),
     ],
 )

@@ -136,9 +136,10 @@ def test_one_client_returns_its_own_update_where_one_is_enough(neutral):
         same(one_round(neutral, adapter(0), crowd(1)), move(*asked(neutral, adapter(0), adapter(1))))
 
 
-def test_a_rule_that_needs_more_clients_works_with_as_many_as_it_says_and_no_fewer(strategy):
+def test_a_rule_that_needs_more_clients_works_with_as_many_as_it_says_and_more_and_no_fewer(strategy):
     least = fewest(strategy)
-    one_round(strategy, adapter(0), crowd(least))
+    for number in range(least, least + 11):
+        one_round(strategy, adapter(0), crowd(number))
     for too_few in range(1, least):
         with pytest.raises(ConfigError, match=f"needs (at least )?{least} clients in a round, got {too_few}; raise clients or fraction"):
             one_round(strategy, adapter(0), crowd(too_few))

@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from typing import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,12 @@ from fl.lean.attention import ATTENTIONS
 from fl.provenance import processor
 from fl.randomness import generator
 
-KEPT = Path("~/veilora/cache/fastest")
+KEPT = Path("~/veilora/cache/fastest")  # or the folder that the environment names in VEILORA_FASTEST
+MEASURED: dict[Path, dict] = {}         # what this process has found out: all there is where nothing can be written
 CLEARLY = 1.15  # how much faster what comes later in a list has to be: at less, the exacter and the more usual one stays
 
 
-def choose(precision: str, attention: str, model: nn.Module, device: torch.device, kept: Path = KEPT) -> tuple[str, str]:
+def choose(precision: str, attention: str, model: nn.Module, device: torch.device, kept: Path | None = None) -> tuple[str, str]:
     """What ``auto`` means for ``model`` on ``device``; a value that is not ``auto`` stays. Returns (precision, attention).
 
     Processes that ask at the same time get the same answer: the first one to finish decides. Where nothing can be kept, the
@@ -45,15 +47,22 @@ def choose(precision: str, attention: str, model: nn.Module, device: torch.devic
         f"{processor(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{tokens} tokens of {width} in {heads} heads, {precision}, {attention}"
     )
-    path = kept.expanduser() / f"{hashlib.sha256(question.encode()).hexdigest()[:16]}.json"
-    answer = _read(path, candidates)
-    if answer is None:
-        seconds = measure(candidates, tokens, width, heads, device)
-        answer, *others = candidates
-        for candidate in others:
-            answer = candidate if seconds[candidate] * CLEARLY < seconds[answer] else answer
-        _keep({"question": question, "answer": answer, "seconds": {" ".join(c): t for c, t in seconds.items()}}, path)
-        answer = _read(path, candidates) or answer
+    folder = kept or Path(os.environ.get("VEILORA_FASTEST", KEPT)).expanduser()
+    path = folder / f"{hashlib.sha256(question.encode()).hexdigest()[:16]}.json"
+    if (answer := _read(path, candidates)) is None:
+        if path not in MEASURED:
+            seconds = measure(candidates, tokens, width, heads, device)
+            MEASURED[path] = {"question": question, "answer": fastest(seconds), "seconds": {" ".join(c): t for c, t in seconds.items()}}
+        _keep(MEASURED[path], path)
+        answer = _read(path, candidates) or MEASURED[path]["answer"]
+    return answer
+
+
+def fastest(seconds: Mapping[tuple[str, str], float]) -> tuple[str, str]:
+    """The last one that is `CLEARLY` faster than what was the best before it."""
+    answer, *others = seconds
+    for candidate in others:
+        answer = candidate if seconds[candidate] * CLEARLY < seconds[answer] else answer
     return answer
 
 

@@ -27,9 +27,11 @@ RECIPE = Recipe(optimizer="adamw", lr={"backbone": 3e-3, "patch_embed": 3e-3, "h
 
 
 def demo_vit(image: PositiveInt, patch: PositiveInt, classes: PositiveInt, weights: str) -> nn.Module:
-    """ViT of width 64 and 3 blocks (0.2 M parameters) with the weights in the folder ``weights``, made if missing."""
-    if Path(weights).expanduser().is_file():
-        raise WeightsError(f"model=demo_vit keeps its weights in a folder, but model.weights is a file: {weights}")
+    """ViT of width 64 and 3 blocks (0.2 M parameters) with the weights in the folder ``weights``, made if missing; or ``none``, as `vit`."""
+    if weights == "none":
+        return vit(NAME, image, patch, classes, weights, **SHAPE)
+    if weights == "hub" or Path(weights).expanduser().is_file():
+        raise WeightsError(f"model=demo_vit keeps its weights in a folder, so model.weights must be one, or none, got {weights}")
     made_by = derive(0, image, patch, PICTURES, repr(SHAPE), repr(RECIPE)) % 10**6  # other numbers, another file
     path = Path(weights).expanduser() / f"demo_vit_{image}_{patch}_{made_by}.safetensors"
     if not path.exists():

@@ -1,8 +1,9 @@
 """Which codec each group travels in, and whether that is as it is or as a difference from what the other side has.
 
 A lossy codec is for differences: it errs by a share of what it encodes, and a difference is small. So with one, clients
-remember what they last received, the server remembers what each has, and only the difference goes down; up goes a difference
-anyway. What rides along (control variates, a change of the base) and whatever has to be sent whole is float32.
+remember what they last received, the server remembers what each has, which at first is what all start from, and only the
+difference goes down; up goes a difference anyway. What rides along (control variates, a change of the base) and whatever
+has to be sent whole is float32.
 """
 
 from __future__ import annotations

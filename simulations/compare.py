@@ -21,7 +21,7 @@ from fl.config import ConfigError
 from fl.journal import span
 from fl.learn import TrainingError
 from fl.provenance import code_digest
-from simulations.grid import Cell, cells, identity, keep, missing, read, room, run_side_by_side
+from simulations.grid import Cell, cells, check, identity, keep, missing, read, room, run_side_by_side
 from simulations.report.page import write
 from simulations.tuning import HELD_OUT, Tuning
 from strategies.gate import Refused
@@ -73,13 +73,16 @@ def tune(grid: list[Cell], tuning: Tuning, store: Path, jobs: int) -> tuple[list
 def main(arguments: list[str]) -> int:
     """The command. Returns 0, 2 for what cannot run, 4 when a cell failed (the others are kept), 130 when stopped."""
     options, overrides = _parser().parse_known_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    grid, axes, failed = cells(overrides) if overrides else [], options.tune, 0
+    axes, failed = options.tune, 0
     try:
-        if grid and axes:
-            tuning = Tuning(axes, options.tune_on.split(), options.tune_shared.replace(",", " ").split())
+        grid, keys = cells(overrides) if overrides else [], list(cells(axes)[0]) if axes else []
+        check(missing(grid, read(options.out / "cells.jsonl")))
+        tuning = Tuning(axes, options.tune_on.split(), options.tune_shared.replace(",", " ").split()) if grid and axes else None
+        if tuning:
+            check(missing(tuning.runs(grid), read(options.out / "tuning.jsonl")))
+        options.out.mkdir(parents=True, exist_ok=True)
+        if tuning:
             grid, failed = tune(grid, tuning, options.out / "tuning.jsonl", options.jobs)
-        keys = list(cells(axes)[0]) if axes else []
         failed += finish(grid, options.out / "cells.jsonl", options.jobs, keys)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

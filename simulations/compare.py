@@ -21,6 +21,7 @@ from fl.config import ConfigError
 from fl.journal import span
 from fl.learn import TrainingError
 from fl.provenance import code_digest
+from fl.wire.flat import WireError
 from simulations.grid import Cell, cells, check, identity, keep, missing, read, room, run_side_by_side
 from simulations.report.page import write
 from simulations.tuning import HELD_OUT, Tuning
@@ -41,7 +42,7 @@ def finish(wanted: Sequence[Cell], store: Path, jobs: int, tuned: Sequence[str] 
     common = set.intersection(*(set(identity(cell).split()) for cell in wanted)) if wanted else set()
     jobs = min(jobs or room(todo), len(todo)) or 1
     for number, (cell, line) in enumerate(run_side_by_side(todo, jobs, folder), 1):
-        if failures_count and isinstance(line, (TrainingError, Refused)):
+        if failures_count and isinstance(line, (TrainingError, Refused, WireError)):
             line = {"cell": identity(cell), "accuracy": 0.0, "seconds": 0.0, "failed": str(line), "code": code_digest()}
         left = span((time.monotonic() - began) / number * (len(todo) - number))
         where = f"{number}/{len(todo)}" + (f", about {left} left" if number < len(todo) else "")

@@ -86,8 +86,18 @@ def test_the_launcher_starts_no_engine_for_a_bad_override(capsys):
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(places, capsys, tmp_path):
-    refused(capsys, [*TINY, *places, "clients=50"])
+    for more in (["clients=50"], ["strategy=flexlora", "method=linear"], ["blind=true", "strategy=ffa_lora", "method=linear"]):
+        refused(capsys, [*TINY, *places, *more])
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_ends_a_run_in_its_middle_is_one_line_too(places, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert loop.main([*TINY, *places, "codec=int8", f"state={tmp_path / 'file'}"]) == 4
+    assert "error: " in (said := capsys.readouterr().err) and len(said.splitlines()) == 1
+    words = ["codec=int8", "+codec@codecs.patch_embed=low_rank", "recipe.lr.patch_embed=1e38", f"state={tmp_path / 'state'}"]
+    assert loop.main([*TINY, *places, *words]) == 4
+    assert "error: " in (said := capsys.readouterr().err) and len(said.splitlines()) == 1
 
 
 def test_a_good_run_ends_with_its_accuracy_and_its_folder(places, capsys, tmp_path):

@@ -35,6 +35,7 @@ from fl.learn import TrainingError
 from fl.provenance import environment
 from fl.randomness import generator
 from fl.recipe import Recipe
+from fl.wire.flat import WireError
 from simulations import loop
 from simulations.grid import Cell, Line, Quiet, cells, check, configured, identity, keep, read
 from strategies.gate import Refused
@@ -111,7 +112,7 @@ def run(cell: Cell, name: str, attackers: int, folder: str) -> Line:
     try:
         with configured(cell, folder) as config:
             summary = loop.run(config, Quiet(config, run_name(config)), hostile(name, attackers, config.seed))
-    except (TrainingError, Refused) as error:
+    except (TrainingError, Refused, WireError) as error:
         return line | {"failed": str(error)} | origin
     return line | {k: summary[k] for k in ("accuracy", "clients", "train_examples", "examples")} | origin
 

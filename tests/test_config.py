@@ -113,6 +113,7 @@ SEEN = {
     "evaluate_on": "validation", "start": "public", "precision": "bfloat16", "threads": 2, "step": "plain", "attention": "plain", "personal": False,
     "model": {"patch": 16}, "data": {"train": 77}, "partition": {"_target_": "other"}, "cipher": {"_target_": "other"},
     "method": {"rank": 2}, "codec": {"_target_": "other"}, "codecs": {"head": {"_target_": "other"}}, "feedback": False, "strategy": {"_target_": "other"}, "recipe": {"mu": 0.5},
+    "blind": True, "seal": {"bits": 16},
 }  # fmt: skip
 
 

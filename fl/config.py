@@ -35,7 +35,7 @@ class ConfigError(ValueError):
 
 
 class Node(BaseModel):
-    """What one machine sets for itself; None leaves the run's own value. ``index`` and ``of`` name its partition."""
+    """What one machine sets for itself; None leaves the run's own value."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     key: str | None = None

@@ -21,7 +21,8 @@ from fl.config import ConfigError
 from fl.journal import span
 from fl.learn import TrainingError
 from fl.provenance import code_digest
-from simulations.grid import Cell, cells, identity, keep, missing, read, room, run_side_by_side
+from fl.wire.flat import WireError
+from simulations.grid import Cell, cells, check, identity, keep, missing, read, room, run_side_by_side
 from simulations.report.page import write
 from simulations.tuning import HELD_OUT, Tuning
 from strategies.gate import Refused
@@ -41,7 +42,7 @@ def finish(wanted: Sequence[Cell], store: Path, jobs: int, tuned: Sequence[str] 
     common = set.intersection(*(set(identity(cell).split()) for cell in wanted)) if wanted else set()
     jobs = min(jobs or room(todo), len(todo)) or 1
     for number, (cell, line) in enumerate(run_side_by_side(todo, jobs, folder), 1):
-        if failures_count and isinstance(line, (TrainingError, Refused)):
+        if failures_count and isinstance(line, (TrainingError, Refused, WireError)):
             line = {"cell": identity(cell), "accuracy": 0.0, "seconds": 0.0, "failed": str(line), "code": code_digest()}
         left = span((time.monotonic() - began) / number * (len(todo) - number))
         where = f"{number}/{len(todo)}" + (f", about {left} left" if number < len(todo) else "")
@@ -73,13 +74,16 @@ def tune(grid: list[Cell], tuning: Tuning, store: Path, jobs: int) -> tuple[list
 def main(arguments: list[str]) -> int:
     """The command. Returns 0, 2 for what cannot run, 4 when a cell failed (the others are kept), 130 when stopped."""
     options, overrides = _parser().parse_known_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    grid, axes, failed = cells(overrides) if overrides else [], options.tune, 0
+    axes, failed = options.tune, 0
     try:
-        if grid and axes:
-            tuning = Tuning(axes, options.tune_on.split(), options.tune_shared.replace(",", " ").split())
+        grid, keys = cells(overrides) if overrides else [], list(cells(axes)[0]) if axes else []
+        check(missing(grid, read(options.out / "cells.jsonl")))
+        tuning = Tuning(axes, options.tune_on.split(), options.tune_shared.replace(",", " ").split()) if grid and axes else None
+        if tuning:
+            check(missing(tuning.runs(grid), read(options.out / "tuning.jsonl")))
+        options.out.mkdir(parents=True, exist_ok=True)
+        if tuning:
             grid, failed = tune(grid, tuning, options.out / "tuning.jsonl", options.jobs)
-        keys = list(cells(axes)[0]) if axes else []
         failed += finish(grid, options.out / "cells.jsonl", options.jobs, keys)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,27 +10,31 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import statistics
+import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
-from fl.config import load
+from fl.config import Config, ConfigError, load
 from fl.journal import Journal, run_name
 from fl.provenance import environment
 from simulations import loop
 from strategies.history import is_training
 
-PLACES = ("data.root", "model.weights", "key", "output", "device", "threads", "keep")  # of one machine: never in a result
+PLACES = ("data.root", "model.weights", "key", "output", "state", "device", "threads", "keep")  # of one machine: in no result
 KEPT = (
     "accuracy", "loss", "seconds", "train_seconds", "ratio_to_full_fedavg", "trained_parameters", "bytes_per_client_round",
-    "examples", "train_examples", "clients", "evaluated_on", "bytes",
+    "examples", "train_examples", "clients", "evaluated_on", "bytes", "machines",
 )  # fmt: skip
 
 Cell = dict[str, str]
@@ -38,18 +42,45 @@ Line = dict[str, Any]
 
 
 def cells(arguments: Sequence[str]) -> list[Cell]:
-    """The grid that Hydra overrides span, a comma-separated value being an axis; the last axis is the fastest."""
+    """The grid that Hydra overrides span, a comma-separated value being an axis; the last axis is the fastest.
+
+    Raises ConfigError for what Hydra cannot read, and for a value with blanks, since blanks part the words of a cell's name.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException as error:
+        raise ConfigError(f"overrides must be as Hydra reads them: {' '.join(str(error).split())}") from None
     axes = []
-    for text, override in zip(arguments, OverridesParser.create().parse_overrides(list(arguments))):
+    for text, override in zip(arguments, parsed):
         key, _, value = text.partition("=")
         values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [value]
-        axes.append([(key, v) for v in values])
+        axes.append([(key, v if key in PLACES else close(key, v)) for v in values])
     return [dict(choice) for choice in itertools.product(*axes)]
 
 
+def close(key: str, value: str) -> str:
+    """``value`` without the blanks that mean nothing, those of a list or a mapping. Raises ConfigError for any other."""
+    tight = value if set("\"'") & set(value) else re.sub(r"\s*([][{},:])\s*", r"\1", value.strip())
+    if re.search(r"\s", tight):
+        raise ConfigError(f"a value of a grid must have no blanks, got {key}={value}")
+    return tight
+
+
 def identity(cell: Mapping[str, str]) -> str:
-    """What a cell is, whatever machine it runs on and however it was typed."""
+    """What a cell is, whatever machine it runs on and in whatever order it was typed."""
     return " ".join(sorted(f"{k}={v}" for k, v in cell.items() if k not in PLACES))
+
+
+@contextmanager
+def configured(cell: Cell, folder: str) -> Iterator[Config]:
+    """The config of a cell; where it names no others, output goes below ``folder``, and state into one that ends with the block."""
+    with tempfile.TemporaryDirectory(prefix="veilora-state-") as state:
+        yield load(shlex.join(f"{k}={v}" for k, v in ({"output": folder, "state": state} | cell).items()))
+
+
+def named(line: Line) -> str:
+    """`identity` of the cell that a line is of, in whatever order and with whatever places older code wrote it."""
+    return identity(dict(word.split("=", 1) for word in line["cell"].split()))
 
 
 def read(store: Path) -> list[Line]:
@@ -66,16 +97,25 @@ def keep(store: Path, line: Line) -> None:
 
 def missing(wanted: Sequence[Cell], lines: Sequence[Line]) -> list[Cell]:
     """The cells that no line is of, each once."""
-    finished = {" ".join(sorted(line["cell"].split())) for line in lines}
+    finished = {named(line) for line in lines}
     return list({identity(cell): cell for cell in wanted if identity(cell) not in finished}.values())
+
+
+def check(wanted: Sequence[Cell]) -> None:
+    """Raise ConfigError for the first cell whose config cannot be; of cells that differ in their seed alone one is tried."""
+    seen: set[str] = set()
+    for cell in wanted:
+        new = {identity({k: v for k, v in cell.items() if k != "seed"}), f"seed={cell.get('seed')}"} - seen
+        if new:
+            load(shlex.join(f"{k}={v}" for k, v in cell.items()))
+        seen |= new
 
 
 def run_cell(cell: Cell, folder: str) -> Line:
     """Run one cell; its output goes below ``folder``. Returns its line."""
-    words = [f"{k}={v}" for k, v in cell.items()] + ([] if "output" in cell else [f"output={folder}"])
-    config = load(shlex.join(words))
-    journal = Quiet(config, run_name(config))
-    summary = loop.run(config, journal)
+    with configured(cell, folder) as config:
+        journal = Quiet(config, run_name(config))
+        summary = loop.run(config, journal)
     scored = [row for row in journal.rounds if "accuracy" in row]
     origin = {k: v for k, v in environment().items() if k in ("machine", "gpu", "commit", "code")}
     return {

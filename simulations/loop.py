@@ -25,7 +25,7 @@ from fl.learn import TrainingError
 from fl.models import WeightsError
 from fl.provenance import code_digest
 from fl.wire.coding import coding
-from fl.wire.flat import unpack
+from fl.wire.flat import WireError, unpack
 from fl.wire.ledger import Entry, entry
 from fl.wire.masks import SealError
 from strategies import ClientInfo, Update
@@ -56,10 +56,10 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     infos = [ClientInfo(roll.client, roll.train, roll.evaluate, roll.rank) for roll in rolls]
     enough(strategy, config, number)
     one_rank(strategy, config, infos)
-    journal.begin()
-    local.keepsakes(clients[0], journal.folder)
     start, catchup, wire = clients[0].bench.start, Catchup(strategy), coding(config)
     state, downlink = strategy.init(start), Downlink(wire, catchup, config.seed, start)
+    journal.begin()
+    local.keepsakes(clients[0], journal.folder)
 
     for round in range(1, config.rounds + 1):
         began, ledger, members = time.monotonic(), [], cohort(config, round, number)
@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, KeyFileError, DataError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (RollCallError, Refused, TrainingError, StateError, SealError) as error:
+    except (RollCallError, Refused, TrainingError, StateError, SealError, WireError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 4
     return 0

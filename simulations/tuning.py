@@ -10,7 +10,7 @@ import statistics
 from typing import Mapping, NamedTuple, Sequence
 
 from fl.config import ConfigError
-from simulations.grid import Cell, Line, cells, identity
+from simulations.grid import Cell, Line, cells, identity, named
 
 HELD_OUT = "seed=100 validation=0.5 evaluate_on=validation"
 
@@ -50,7 +50,7 @@ class Tuning(NamedTuple):
 
     def means(self, grid: Sequence[Cell], lines: Sequence[Line]) -> dict[str, list[tuple[float, Cell]]]:
         """Each family's candidates with their mean accuracy over its runs; without those of which a run is missing."""
-        found = {" ".join(sorted(line["cell"].split())): line["accuracy"] for line in lines}
+        found = {named(line): line["accuracy"] for line in lines}
         table: dict[str, list[tuple[float, Cell]]] = {self.family(cell): [] for cell in grid}
         for family in table:
             members = [cell for cell in grid if self.family(cell) == family]

@@ -110,8 +110,9 @@ def federate(
     infos = [ClientInfo(roll.client, 0, 0, roll.rank) for roll in rolls]
     may_be_blind(strategy, config, infos)
     enough(strategy, config, len(rolls))
+    first = strategy.init(start)
     journal.begin()
-    return _rounds(config, journal, rolls, strategy, strategy.init(start), ledger)
+    return _rounds(config, journal, rolls, strategy, first, ledger)
 
 
 def _rounds(

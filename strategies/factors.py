@@ -13,7 +13,7 @@ Only thin matrices are factored and the d_out x d_in product is never formed: K 
 
 from __future__ import annotations
 
-from typing import Iterable, Iterator, Sequence
+from typing import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from torch.nn.functional import pad
 
 from fl.adapter import GROUPS, Adapter, Group, group, mean, move
 from fl.config import ConfigError
-from strategies import Strategy, Update
+from fl.recipe import Recipe
+from strategies import State, Strategy, Update
 
 AXIS = {"lora_a": 0, "lora_b": 1}  # along which a factor counts the rank
 
@@ -39,6 +40,21 @@ def required(adapter: Adapter) -> Adapter:
     """``adapter`` itself, as a strategy's ``init``: what has no factors is refused before anybody trains."""
     pairs(adapter)
     return adapter
+
+
+def together_only(recipe: Recipe, init: Callable[[Adapter], State] = required) -> Callable[[Adapter], State]:
+    """``init`` of who makes products of the factors that clients send: a ``recipe`` that keeps a half at home is refused, too."""
+
+    def checked(adapter: Adapter) -> State:
+        first = init(adapter)
+        if still := [g for g in recipe.keep if g in (*AXIS, "lora_r")]:
+            raise ConfigError(
+                f"this strategy makes products of the clients' factors, so recipe.keep must leave them out, got {', '.join(still)}; "
+                "use strategy=fedsa_lora or strategy=fedavg"
+            )
+        return first
+
+    return checked
 
 
 def folded(adapter: Adapter) -> Adapter:
@@ -79,8 +95,11 @@ def widened(state: Adapter, updates: Iterable[Update]) -> Iterator[Update]:
         yield u
 
 
-def mixed(strategy: Strategy) -> Strategy:
-    """``strategy``, whose state is an adapter, for clients of different ranks: each gets the first rows of A and columns of B."""
+def mixed(strategy: Strategy, wide: bool = True) -> Strategy:
+    """``strategy``, whose state is an adapter, for clients of different ranks: each gets the first rows of A and columns of B.
+
+    Updates come to it `widened`, unless it is to see them as they are.
+    """
 
     def ask(state, round, client):
         recipe, given = strategy.ask(state, round, client)
@@ -89,7 +108,7 @@ def mixed(strategy: Strategy) -> Strategy:
     def apply(state, round, updates):
         return strategy.apply(state, round, widened(state, updates))
 
-    return strategy._replace(ask=ask, apply=apply, ranks=True)
+    return strategy._replace(ask=ask, apply=apply if wide else strategy.apply, ranks=True)
 
 
 def together(state: Adapter, updates: Iterable[Update]) -> tuple[dict[str, Tensor], list[Adapter], list[int]]:

@@ -47,4 +47,4 @@ def fed_sb(recipe: Recipe) -> Strategy:
             after |= {name: tensor.to(state[name].dtype) for name, tensor in frames.items()}
         return after
 
-    return averaged._replace(linear=False, init=init, ask=ask, apply=apply)
+    return averaged._replace(linear=False, init=factors.together_only(recipe, init), ask=ask, apply=apply)

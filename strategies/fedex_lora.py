@@ -46,7 +46,7 @@ def fedex_lora(recipe: Recipe) -> Strategy:
 
     return Strategy(
         linear=False,
-        init=lambda adapter: FedEx(factors.required(adapter)),
+        init=factors.together_only(recipe, lambda adapter: FedEx(factors.required(adapter))),
         ask=lambda state, round, client: (recipe, state.adapter),
         apply=apply,
         view=lambda state: state.adapter,

@@ -31,4 +31,4 @@ def fedrot_lora(recipe: Recipe) -> Strategy:
     def apply(state, round, updates):
         return average((turned(state, u.adapter), u.examples) for u in updates)
 
-    return fedavg(recipe)._replace(linear=False, init=factors.required, apply=apply)
+    return fedavg(recipe)._replace(linear=False, init=factors.together_only(recipe), apply=apply)

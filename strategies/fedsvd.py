@@ -27,4 +27,4 @@ def fedsvd(recipe: Recipe) -> Strategy:
             after[a], after[b] = factors.split(*axes, after[a].dtype)
         return after
 
-    return averaged._replace(init=factors.orthonormal, apply=apply)
+    return averaged._replace(init=factors.together_only(recipe, factors.orthonormal), apply=apply)

@@ -25,4 +25,4 @@ def flexlora(recipe: Recipe) -> Strategy:
             after[a], after[b] = factors.split(*axes, state[a].dtype)
         return after
 
-    return factors.mixed(fedavg(recipe)._replace(linear=False, init=factors.required, apply=apply))
+    return factors.mixed(fedavg(recipe)._replace(linear=False, init=factors.together_only(recipe), apply=apply))

@@ -50,7 +50,7 @@ def flora(recipe: Recipe, seed: int = 0) -> Strategy:
 
     return Strategy(
         linear=False,
-        init=lambda adapter: Flora(factors.required(adapter)),
+        init=factors.together_only(recipe, lambda adapter: Flora(factors.required(adapter))),
         ask=lambda state, round, client: (recipe, factors.at_rank(state.adapter, client.rank)),
         apply=apply,
         view=lambda state: state.adapter,

@@ -30,4 +30,4 @@ def florist(recipe: Recipe, energy: Annotated[float, Field(gt=0, le=1)] = 0.95) 
             after[a], after[b] = factors.split(u, s, vt, state[a].dtype)
         return after
 
-    return factors.mixed(fedavg(recipe)._replace(linear=False, init=factors.required, apply=apply))
+    return factors.mixed(fedavg(recipe)._replace(linear=False, init=factors.together_only(recipe), apply=apply))

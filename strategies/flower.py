@@ -47,11 +47,11 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     infos = {roll.client: ClientInfo(roll.client, roll.train or 0, roll.evaluate or 0, roll.rank) for roll in rolls}
     enough(strategy, config, len(nodes))
     one_rank(strategy, config, infos.values())
-    journal.begin()
     number = {node: client for client, node in nodes.items()}
     start = starting_adapter(grid, config, nodes[0], rolls[0], before)
     state, catchup = strategy.init(start), Catchup(strategy)
     downlink = Downlink(wire, catchup, config.seed, start)
+    journal.begin()
 
     for round in range(1, config.rounds + 1):
         began, ledger, asked, orders_of = time.monotonic(), [], {}, {}

@@ -22,9 +22,6 @@ from strategies.fedavg import fedavg
 def hetlora(recipe: Recipe) -> Strategy:
     """The mean of the factors filled up with zeros, a client's weight in each module being the norm of its product."""
 
-    def ask(state, round, client):
-        return recipe, factors.at_rank(state, client.rank)
-
     def apply(state, round, updates):
         updates = list(updates)
         held = max((factors.rank_of(u.adapter) for u in updates), default=None)
@@ -38,7 +35,8 @@ def hetlora(recipe: Recipe) -> Strategy:
                 after[name] = torch.cat([found, state[name].narrow(axis, held, state[name].shape[axis] - held)], axis)
         return after
 
-    return fedavg(recipe)._replace(linear=False, init=factors.required, ask=ask, apply=apply, ranks=True)
+    init = factors.together_only(recipe)
+    return factors.mixed(fedavg(recipe)._replace(linear=False, init=init, apply=apply), wide=False)
 
 
 def product_norm(a: Tensor, b: Tensor) -> float:

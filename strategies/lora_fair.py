@@ -31,4 +31,4 @@ def lora_fair(recipe: Recipe, lam: PositiveFloat = 0.01) -> Strategy:
             after[b] = (mean_b + torch.linalg.solve(ridge, missing, left=False)).to(state[b].dtype)
         return after
 
-    return fedavg(recipe)._replace(linear=False, init=factors.required, apply=apply)
+    return fedavg(recipe)._replace(linear=False, init=factors.together_only(recipe), apply=apply)

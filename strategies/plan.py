@@ -14,6 +14,8 @@ from fl.randomness import generator
 from fl.recipe import Recipe
 from strategies import ClientInfo, State, Strategy
 
+ONE_RANK = ("lora_sb", "ravan")  # methods whose factors cannot be cut to a lower rank: between them is a matrix of their own
+
 
 def cohort(config: Config, round: int, clients: int) -> list[int]:
     """The sorted client numbers that train in ``round`` (from 1): a draw from (seed, round) alone, at least one."""
@@ -41,6 +43,12 @@ def one_rank(strategy: Strategy, config: Config, clients: Iterable[ClientInfo]) 
             continue
         if client.rank not in range(1, largest or 1):
             raise ConfigError(f"client {client.client} must have a rank of at most the run's {largest}, got {client.rank!r}; raise method.rank")
+        method = config.method["_target_"].rpartition(".")[2]
+        if method in ONE_RANK:
+            raise ConfigError(
+                f"{method} has one rank for all, but client {client.client} has rank {client.rank} and the run {largest}; "
+                "take its own rank away, or choose method=lora_patch or method=melo"
+            )
         if not strategy.ranks:
             name = config.strategy["_target_"].rpartition(".")[2]
             raise ConfigError(

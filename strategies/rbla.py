@@ -20,9 +20,6 @@ from strategies.fedavg import fedavg
 def rbla(recipe: Recipe) -> Strategy:
     """The mean of the factors, row by row of A and column by column of B, over those that have them."""
 
-    def ask(state, round, client):
-        return recipe, factors.at_rank(state, client.rank)
-
     def apply(state, round, updates):
         updates, rank = list(updates), factors.rank_of(state)
         weights = [u.examples for u in updates]
@@ -30,4 +27,5 @@ def rbla(recipe: Recipe) -> Strategy:
         held = mean([factors.at_rank({n: torch.ones_like(t) for n, t in u.adapter.items()}, rank) for u in updates], weights)
         return move(state, {n: step[n] / held[n].clamp(min=1e-30) for n in step})
 
-    return fedavg(recipe)._replace(linear=False, init=factors.required, ask=ask, apply=apply, ranks=True)
+    init = factors.together_only(recipe)
+    return factors.mixed(fedavg(recipe)._replace(linear=False, init=init, apply=apply), wide=False)

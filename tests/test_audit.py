@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ def sent(name: str, seed: int = 0) -> torch.Tensor:
 def test_the_attacks_by_hand():
     assert sent("none").tolist() == [3, 4] and sent("sign_flip").tolist() == [-3, -4] and sent("scaling").tolist() == [300, 400]
     assert sent("little").tolist() == [3 - 1.5 * 2, 0]  # mean 3, sample sd 2; and where all agree there is nothing to hide in
+    assert poison.little(OWN, HONEST[:1], generator(0))["head.weight"].tolist() == [1, 0]  # one alone has no spread
     assert torch.equal(sent("gaussian"), sent("gaussian")) and not torch.equal(sent("gaussian"), sent("gaussian", seed=1))
     many = {"head.weight": torch.zeros(10_000)}
     noise = poison.gaussian(many, [{"head.weight": torch.ones(10_000)}], generator(0, "attack", 1, 9))
@@ -37,6 +40,19 @@ def test_the_table_says_how_many_runs_failed():
     assert "2 attackers of 10 clients; all runs: `clients=10`" in text
     assert "| rule | none | scaling |" in text and "| fedavg | 60.0 ± 10.0 | 60.0 ± 10.0 |" in text
     assert "| median | 60.0 ± 10.0 | 55.0 ± 7.1; 1 of 3 failed |" in text
+
+
+def test_the_attackers_see_the_honest_updates_of_their_own_round_alone(monkeypatch):
+    """Also where client 0 is not in the cohort; and where nobody honest is, they send what they found."""
+    given = [{"head.weight": torch.full((2,), float(k))} for k in range(3)]
+    monkeypatch.setattr(poison.local, "train", lambda client, round, *more: (given[client.index], 1, {}))
+    train, seen = poison.hostile("little", 1, 0), []
+    monkeypatch.setitem(poison.ATTACKS, "little", lambda own, honest, stream: seen.append(list(honest)) or own)
+    clients = [SimpleNamespace(index=k, of=3) for k in range(3)]
+    for round, cohort in enumerate(([0, 1, 2], [1, 2], [2], [1, 2]), 1):
+        for k in cohort:
+            assert train(clients[k], round, None)[0] is given[k]
+    assert seen == [given[:2], given[1:2], given[1:2]]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from fl import keys
 from fl.config import CONF, load
 from simulations import compare, launch, loop
+from simulations import grid as grid_of_runs
 
 TINY = [
     "model=vit_tiny", "model.name=vit_tiny_patch16_224", "model.image=32", "model.patch=8", "model.weights=none",
@@ -84,14 +86,24 @@ def test_the_launcher_starts_no_engine_for_a_bad_override(capsys):
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(places, capsys, tmp_path):
-    refused(capsys, [*TINY, *places, "clients=50"])
+    for more in (["clients=50"], ["strategy=flexlora", "method=linear"], ["blind=true", "strategy=ffa_lora", "method=linear"]):
+        refused(capsys, [*TINY, *places, *more])
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_ends_a_run_in_its_middle_is_one_line_too(places, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert loop.main([*TINY, *places, "codec=int8", f"state={tmp_path / 'file'}"]) == 4
+    assert "error: " in (said := capsys.readouterr().err) and len(said.splitlines()) == 1
+    words = ["codec=int8", "+codec@codecs.patch_embed=low_rank", "recipe.lr.patch_embed=1e38", f"state={tmp_path / 'state'}"]
+    assert loop.main([*TINY, *places, *words]) == 4
+    assert "error: " in (said := capsys.readouterr().err) and len(said.splitlines()) == 1
 
 
 def test_a_good_run_ends_with_its_accuracy_and_its_folder(places, capsys, tmp_path):
     assert loop.main(TINY + places) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[-2].startswith("accuracy ") and Path(said[-1].removeprefix("output: ")).is_dir()
+    assert sum(line.startswith("accuracy ") for line in said) == 1 and Path(said[-1].removeprefix("output: ")).is_dir()
 
 
 def test_the_key_command_makes_a_key_once(capsys, tmp_path):
@@ -108,7 +120,20 @@ def test_compare_runs_every_cell_once_and_goes_on_where_it_was(places, capsys, t
     assert "2 cells to run, 0 in" in said and "2 cells to run, 2 in" in said
     table = (tmp_path / "grid" / "report.md").read_text()
     assert "| melo | " in table and len(re.findall(r"\d ± \d", table)) == 2
-    assert str(tmp_path) not in (tmp_path / "grid" / "cells.jsonl").read_text(), "a result names no place of a machine"
+    text = (tmp_path / "grid" / "cells.jsonl").read_text()
+    assert str(tmp_path) not in text, "a result names no place of a machine"
+    assert all("lean step, " in line["machines"][0] for line in grid_of_runs.read(tmp_path / "grid" / "cells.jsonl"))
+
+
+def test_a_cell_leaves_no_state_unless_it_names_a_place_for_it(places, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for more in ([], [f"state={tmp_path / 'kept'}"]):
+        (cell,) = grid_of_runs.cells([*TINY, *places, "codec=int8", *more])
+        assert grid_of_runs.run_cell(cell, "/nowhere")["clients"] == 2
+    assert not list((tmp_path / "temporary").iterdir()) and not (tmp_path / "home" / "veilora" / "state").exists()
+    assert len(list((tmp_path / "kept").glob("*/client-*"))) == 2
 
 
 def test_compare_keeps_what_finished_when_a_cell_fails(places, capsys, tmp_path):

@@ -40,11 +40,13 @@ def test_bytes_that_do_not_fill_the_shape_are_refused(codec):
             codec.decode(wrong, (40, 30))
 
 
-@pytest.mark.parametrize("codec", [half("bfloat16"), half("float16"), INT8, INT4], ids=lambda c: c.name)
+@pytest.mark.parametrize("codec", [half("bfloat16"), half("float16"), INT8, INT4, low_rank()], ids=lambda c: c.name)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_refused(codec, bad):
     with pytest.raises(WireError, match="must be finite"):
         codec.encode(torch.tensor([1.0, bad]))
+    with pytest.raises(WireError, match="must be finite"):
+        codec.encode(torch.full((30, 40), bad))
 
 
 def test_float16_says_what_it_cannot_hold():

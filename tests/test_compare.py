@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from fl.config import ConfigError
 from fl.learn import TrainingError
 from simulations import compare, grid
+from simulations.audit import poison
 from simulations.report import plots
 from simulations.report.numbers import averaged, command, report
 from simulations.report.page import write
@@ -58,6 +60,25 @@ def test_a_grid_is_the_product_of_its_axes_and_places_are_no_part_of_a_cell():
 def test_a_finished_cell_is_recognised_however_it_was_typed():
     wanted = grid.cells(["strategy=fedavg,median", "rounds=2", "partition=iid", "seed=0,0"])
     assert [c["strategy"] for c in grid.missing(wanted, GRID)] == ["median"]
+
+
+def test_blanks_that_mean_nothing_are_no_part_of_a_cell_and_others_are_refused():
+    (one,) = grid.cells(["recipe.keep=[head, lora_b]", "recipe.lr={lora_a: 1, head: 2}", 'data.root="/my data"', "state=/s"])
+    assert grid.identity(one) == "recipe.keep=[head,lora_b] recipe.lr={lora_a:1,head:2}"
+    assert not grid.missing([one], [{"cell": "recipe.lr={lora_a:1,head:2} state=/other recipe.keep=[head,lora_b]"}])
+    with pytest.raises(ConfigError, match="must have no blanks, got name='a b'"):
+        grid.cells(["name='a b'"])
+
+
+@pytest.mark.parametrize("words", ["recipe.keep=[head", "strategy=fedavg,fedavgg", "rounds=0,1", "seed=0,x"])
+def test_what_cannot_be_read_ends_a_comparison_before_it_has_begun(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run_side_by_side", lambda *_: pytest.fail("it began"))
+    for more in ([words], ["--tune", words, "clients=2"]):
+        assert compare.main(["--out", str(tmp_path / "out"), *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and len(said.splitlines()) == 1
+    assert poison.main(["--out", str(tmp_path / "out"), words]) == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("store", sorted(RESULTS.glob("*/cells.jsonl")), ids=lambda p: p.parent.name)

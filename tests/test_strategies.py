@@ -190,6 +190,21 @@ def test_a_head_that_stays_at_home_is_left_as_it_was_and_the_rest_is_not(name, m
     assert torch.allclose(after["product"], still["product"]) == (B not in sends and A not in sends)
 
 
+PRODUCTS = ("fed_sb", "fedex_lora", "fedrot_lora", "fedsvd", "flexlora", "flora", "florist", "hetlora", "lora_fair", "rbla")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_factor_that_stays_at_home_is_refused_where_its_product_is_needed(name, monkeypatch):
+    config = load(f"strategy={name} recipe.keep=[head,lora_b]")
+    strategy = build(config.strategy, recipe=config.recipe)
+    suited(build(config.strategy, recipe=load(f"strategy={name}").recipe), monkeypatch)
+    if name in PRODUCTS:
+        with pytest.raises(ConfigError, match="recipe.keep must leave them out, got lora_b; use strategy=fedsa_lora"):
+            strategy.init(adapter(0))
+    else:
+        one_round(strategy, adapter(0), crowd(max(3, fewest(strategy))))
+
+
 def test_no_updates_is_an_error(strategy):
     with pytest.raises(ValueError):
         strategy.apply(strategy.init(adapter(0)), 1, [])
@@ -379,6 +394,10 @@ def test_a_strategy_of_one_rank_refuses_others_by_name_and_tells_which_take_them
     says = "fedavg gives all clients one rank, but client 2 has rank 2 and the run 4; take its own rank away, or use strategy="
     line, _, names = str(caught.value).partition(says)
     assert not line and set(names.split("|")) == {"ffa_lora", "flexlora", "flora", "florist", "hetlora", "rbla"}
+    for method in ("lora_sb", "ravan"):
+        lower = ClientInfo(1, 10, rank=1)
+        with pytest.raises(ConfigError, match=f"{method} has one rank for all, but client 1 has rank 1 .*method=lora_patch or method=melo$"):
+            one_rank(strategy._replace(ranks=True), load(f"method={method}"), [lower])
     one_rank(strategy, load("method=full"), [ClientInfo(0, 10)])
     for method, claim in (("melo", 5), ("melo", 0), ("melo", "2"), ("melo", None), ("full", 2)):
         with pytest.raises(ConfigError, match="client 3 must have a rank of at most the run's"):

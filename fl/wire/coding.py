@@ -4,6 +4,9 @@ A lossy codec is for differences: it errs by a share of what it encodes, and a d
 remember what they last received, the server remembers what each has, which at first is what all start from, and only the
 difference goes down; up goes a difference anyway. What rides along (control variates, a change of the base) and whatever
 has to be sent whole is float32.
+
+What is said to be exact of a strategy is so up to what the codec loses. Those that turn or draw anew the factors between
+rounds (flora, flexlora, florist, fedsvd) have large differences and lose most.
 """
 
 from __future__ import annotations

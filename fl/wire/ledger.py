@@ -11,7 +11,10 @@ HEADER, ENVELOPE = "header", "envelope"  # the adapter's header; facts, and what
 
 
 class Entry(NamedTuple):
-    """One message: ``kind`` is train or evaluate, ``way`` is down or up, ``sizes`` are bytes by group, header and envelope."""
+    """One message; ``sizes`` are bytes by group, header and envelope.
+
+    ``kind`` is query, train, evaluate or report, ``way`` is down or up.
+    """
 
     kind: str
     way: str

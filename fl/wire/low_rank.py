@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 from torch import Generator, Tensor
 
 from fl.wire.flat import Codec
-from fl.wire.quantised import quantised
+from fl.wire.quantised import finite, quantised
 
 
 def low_rank(rank: PositiveInt = 4, bits: Literal[4, 8] = 8, block: PositiveInt = 256) -> Codec:
@@ -35,7 +35,7 @@ def low_rank(rank: PositiveInt = 4, bits: Literal[4, 8] = 8, block: PositiveInt 
     def encode(tensor: Tensor, stream: Generator | None = None) -> np.ndarray:
         if not sides(tuple(tensor.shape)):
             return inner.encode(tensor, stream)
-        u, s, vt = torch.linalg.svd(tensor.detach().flatten(1), full_matrices=False)
+        u, s, vt = torch.linalg.svd(finite(tensor).flatten(1), full_matrices=False)
         root = s[:rank].sqrt()
         return inner.encode(torch.cat([(u[:, :rank] * root).reshape(-1), (root[:, None] * vt[:rank]).reshape(-1)]), stream)
 

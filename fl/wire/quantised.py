@@ -31,9 +31,7 @@ def quantised(bits: Literal[4, 8] = 8, block: PositiveInt = 256) -> Codec:
     most = 2 ** (bits - 1) - 1
 
     def encode(tensor: Tensor, stream: Generator | None = None) -> np.ndarray:
-        x = tensor.detach().reshape(-1).float()
-        if not torch.isfinite(x).all():
-            raise WireError("values must be finite to be quantised, got nan or inf; lower the learning rate")
+        x = finite(tensor).reshape(-1)
         x = pad(x, (0, -len(x) % block)).view(-1, block)
         scales = _rounded_up(x.abs().amax(1) / most)
         steps = x / scales.float().clamp(min=torch.finfo(torch.float32).tiny)[:, None]
@@ -53,6 +51,14 @@ def quantised(bits: Literal[4, 8] = 8, block: PositiveInt = 256) -> Codec:
         return (pad(q, (0, -count % block)).view(-1, block) * scales[:, None]).view(-1)[:count].reshape(shape)
 
     return Codec(f"int{bits}", encode, decode)
+
+
+def finite(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32, detached. Raises WireError unless all its values are finite."""
+    x = tensor.detach().float()
+    if not torch.isfinite(x).all():
+        raise WireError("values must be finite to be quantised, got nan or inf; lower the learning rate")
+    return x
 
 
 def _rounded_up(scales: Tensor) -> Tensor:

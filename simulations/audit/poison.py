@@ -17,7 +17,6 @@ the honest updates of the round before they send theirs, which is more than an o
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
 import sys
 from dataclasses import replace
@@ -29,15 +28,16 @@ from torch import Generator
 
 from clients import local
 from fl.adapter import Adapter, count, flat, mean, norm
-from fl.config import load
+from fl.config import ConfigError
 from fl.flat import Flat
 from fl.journal import run_name
 from fl.learn import TrainingError
 from fl.provenance import environment
 from fl.randomness import generator
 from fl.recipe import Recipe
+from fl.wire.flat import WireError
 from simulations import loop
-from simulations.grid import Cell, Line, Quiet, cells, identity, keep, read
+from simulations.grid import Cell, Line, Quiet, cells, check, configured, identity, keep, read
 from strategies.gate import Refused
 
 Attack = Callable[[Adapter, Sequence[Adapter], Generator], Adapter]
@@ -60,7 +60,7 @@ def gaussian(own: Adapter, honest: Sequence[Adapter], stream: Generator) -> Adap
 def little(own: Adapter, honest: Sequence[Adapter], stream: Generator) -> Adapter:
     """Below the honest mean by 1.5 of their standard deviations, in every value: too little to stand out."""
     middle = flat(mean(honest, [1] * len(honest)))
-    spread = torch.stack([flat(u).buffer for u in honest]).std(0)
+    spread = torch.stack([flat(u).buffer for u in honest]).std(0, correction=min(1, len(honest) - 1))
     return Flat(middle.buffer - 1.5 * spread, middle.layout)
 
 
@@ -84,30 +84,35 @@ def flipped(client: local.Client) -> local.Client:
 def hostile(name: str, attackers: int, seed: int) -> loop.Train:
     """`clients.local.train`, but that the last ``attackers`` clients do as the attack ``name`` does."""
     honest: list[Adapter] = []
+    now = 0
 
     def train(client: local.Client, round: int, recipe: Recipe, *more: Any) -> tuple[Adapter, int, dict[str, float]]:
+        nonlocal now
+        if round != now:
+            now = round
+            honest.clear()
         if client.index < client.of - attackers:
-            if client.index == 0:
-                honest.clear()
             update, examples, metrics = local.train(client, round, recipe, *more)
             honest.append(update)
             return update, examples, metrics
         who = flipped(client) if name == "label_flip" else client
         update, examples, metrics = local.train(who, round, recipe, *more)
-        return ATTACKS[name](update, honest, generator(seed, "attack", round, client.index)), examples, metrics
+        if honest:  # with none in the cohort there is nobody to hide behind
+            update = ATTACKS[name](update, honest, generator(seed, "attack", round, client.index))
+        return update, examples, metrics
 
     return train
 
 
 def run(cell: Cell, name: str, attackers: int, folder: str) -> Line:
     """Run one cell under one attack. Returns its line; a run that failed has the reason instead of an accuracy."""
-    config = load(shlex.join([f"{k}={v}" for k, v in cell.items()] + ([] if "output" in cell else [f"output={folder}"])))
     local.SHELF.kept.clear()  # labels of another attack may lie there
     line = {"cell": identity(cell), "attack": name, "attackers": attackers}
     origin = {k: v for k, v in environment().items() if k in ("machine", "gpu", "commit", "code")}
     try:
-        summary = loop.run(config, Quiet(config, run_name(config)), hostile(name, attackers, config.seed))
-    except (TrainingError, Refused) as error:
+        with configured(cell, folder) as config:
+            summary = loop.run(config, Quiet(config, run_name(config)), hostile(name, attackers, config.seed))
+    except (TrainingError, Refused, WireError) as error:
         return line | {"failed": str(error)} | origin
     return line | {k: summary[k] for k in ("accuracy", "clients", "train_examples", "examples")} | origin
 
@@ -137,7 +142,7 @@ def figure(lines: Sequence[Line]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """The command. Returns 0."""
+    """The command. Returns 0, or 2 for a config that cannot run."""
     parser = argparse.ArgumentParser(prog="python -m simulations.audit.poison", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder of poison.jsonl and poison.md")
     parser.add_argument("--attackers", type=int, default=2, help="the last so many clients are hostile (default 2)")
@@ -145,10 +150,16 @@ def main(arguments: list[str]) -> int:
     options, overrides = parser.parse_known_args(arguments)
     if unknown := sorted(set(options.attacks.split(",")) - set(ATTACKS)):
         parser.error(f"no attack {unknown[0]!r}; there are {', '.join(ATTACKS)}")
+    try:
+        wanted = cells(overrides) if overrides else []
+        check(wanted)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     options.out.mkdir(parents=True, exist_ok=True)
     store = options.out / "poison.jsonl"
     finished = {(line["cell"], line["attack"], line["attackers"]) for line in read(store)}
-    for cell in cells(overrides) if overrides else []:
+    for cell in wanted:
         for name in options.attacks.split(","):
             if (identity(cell), name, options.attackers) not in finished:
                 line = run(cell, name, options.attackers, str(Path("~/veilora/runs").expanduser()))

@@ -130,7 +130,7 @@ def test_clients_that_take_turns_share_what_is_encoded(monkeypatch):
 
 
 def test_float32_travels_whole_and_touches_no_disk(tmp_path):
-    wire = coding(load())
+    wire = coding(load("codec=float32"))
     downlink, drawer = server(wire), Drawer(str(tmp_path), "run", 0)
     for turn in range(3):
         assert digest(receive(downlink, wire, drawer, drawn(turn))) == digest(drawn(turn))

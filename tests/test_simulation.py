@@ -38,7 +38,7 @@ from strategies.exchange import RunFailed, exchange
 from strategies.rollcall import RollCallError
 from strategies.server_app import app as server_app
 
-SMALL = "data.train=120 data.test=60 rounds=2 recipe.batch=16"
+SMALL = "codec=float32 data.train=120 data.test=60 rounds=2 recipe.batch=16"
 
 
 @pytest.fixture(scope="session")
@@ -385,6 +385,16 @@ def test_lora_patch_on_vit_base_sends_less_than_a_hundredth_of_the_full_model():
     small, full = (cost.cost(config, method) for method in ("lora_patch", "full"))
     assert (small.parameters, small.entry.total - small.entry.sizes[ENVELOPE] - small.entry.sizes[HEADER]) == (745_738, 4 * 745_738)
     assert small.entry.total / full.entry.total <= 0.0088
+
+
+def test_every_shipped_model_sends_less_than_a_hundredth_by_default(home, tmp_path):
+    """A message of each, and a whole run of the smallest, both ways, the first round and its envelopes included."""
+    for model in ("demo_vit", "vit_tiny"):
+        config = load(f"model={model}")
+        message, full = (cost.cost(config, method, road).entry.total for method, road in (("lora_patch", ""), ("full", "codec=float32")))
+        assert message < 0.01 * full
+    inprocess.run(server_app, client_app, 2, f"data.train=120 data.test=60 rounds=2 evaluate_every=2 model.weights=none key={home / 'key'} output={tmp_path} state={tmp_path / 'state'}")
+    assert result(tmp_path)[0]["ratio_to_full_fedavg"] < 0.01
 
 
 def test_the_loop_needs_neither_flower_nor_ray():

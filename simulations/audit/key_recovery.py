@@ -1,6 +1,6 @@
 """Does the server learn the cipher's key from what reaches it? The attack, run against one round of our own federation.
 
-    python -m simulations.audit.key_recovery --out DIR [--keys N] [--chains N] [Hydra overrides, a comma-separated value being an axis]
+    python -m simulations.audit.key_recovery --out DIR [--keys N] [--chains N] [Hydra overrides; commas make a grid]
 
 The attacker has the patch-embedding part of round 1's messages, and plain pictures like those trained on (the data's test
 pictures); no key, no encrypted picture, no run of the model. `simulations.audit.structure` finds the order of the block's
@@ -18,7 +18,8 @@ values. It meets
 into one that looks as plain: 5.6 bits left of log2 48! = 203 at patch 4. ``plain`` is sym against the order of plain blocks:
 near 1 where the attack finds that nothing was moved. Chance is the mean over random orders, and their 99th percentile.
 
-The defaults are enough: 5 clients of 400 drawn pictures at patch 4, AdamW, one epoch. Fewer pictures need more ``--chains``.
+The defaults are enough: 5 clients of 400 drawn pictures at patch 4, AdamW, one epoch of 12 steps. Fewer pictures, or a mean
+in the place of each client's, need more ``--chains``.
 Finished keys are lines of DIR/key_recovery.jsonl and are not done again; DIR/key_recovery.md is the table.
 """
 
@@ -26,14 +27,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 import shlex
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -105,16 +105,16 @@ def first_round(config: Config) -> list[tuple[Adapter, int]]:
     return updates
 
 
-def attack(config: Config, chains: int = CHAINS, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
-    """exact, sym, plain and seconds of every subject, or of those with these names."""
+def attack(config: Config, chains: int = CHAINS) -> dict[str, dict[str, float]]:
+    """exact, sym, plain and seconds of every subject."""
     subjects, plain, secret = seen(config)
     likes, results = symmetries(config.model["patch"]), {}
-    for name in names or subjects:
+    for name, updates in subjects.items():
         began = time.monotonic()
-        found = recover(subjects[name], plain, np.random.default_rng(derive(config.seed, "attack", name)), chains)
+        found = recover(updates, plain, np.random.default_rng(derive(config.seed, "attack", name)), chains)
         exact, sym = shares(found, secret, likes)
-        seconds = round(time.monotonic() - began, 1)
-        results[name] = {"exact": exact, "sym": sym, "plain": shares(found, np.arange(len(found)), likes)[1], "seconds": seconds}
+        plainly = shares(found, np.arange(len(found)), likes)[1]
+        results[name] = {"exact": exact, "sym": sym, "plain": plainly, "seconds": round(time.monotonic() - began, 1)}
     return results
 
 
@@ -130,11 +130,11 @@ def composed(cell: Cell, key: Path, number: int) -> Config:
 
 def table(lines: Sequence[Line]) -> str:
     """Markdown: for each cell a row for each subject, means over keys, of sym also the range."""
-    text = []
+    text, ruled = [], [f"| {' | '.join(TABLE)} |", "|---" * len(TABLE) + "|"]
     for cell in dict.fromkeys(line["cell"] for line in lines):
         mine = [line for line in lines if line["cell"] == cell]
         level = " · ".join(f"{name} {m:.3f} (99 % below {q:.3f})" for name, (m, q) in mine[0]["chance"].items())
-        text += [f"`{cell or '(defaults)'}`, {len(mine)} keys, chance: {level}", "", f"| {' | '.join(TABLE)} |", "|---" * len(TABLE) + "|"]
+        text += [f"`{cell or 'defaults'}`, {len(mine)} keys, chance: {level}", "", *ruled]
         for name in mine[0]["found"]:
             of = {what: [line["found"][name][what] for line in mine] for what in ("exact", "sym", "plain", "seconds")}
             sym = f"{statistics.mean(of['sym']):.2f} ({min(of['sym']):.2f} to {max(of['sym']):.2f})"
@@ -147,31 +147,32 @@ def table(lines: Sequence[Line]) -> str:
 
 def main(arguments: list[str]) -> int:
     """The command. Returns 0, or 2 for a config that cannot be attacked."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.audit.key_recovery", description=__doc__.splitlines()[0], allow_abbrev=False)
+    name = "python -m simulations.audit.key_recovery"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder of key_recovery.jsonl and key_recovery.md")
     parser.add_argument("--keys", type=int, default=5, help="how many keys (default 5)")
     parser.add_argument("--chains", type=int, default=CHAINS, help=f"independent searches for each (default {CHAINS})")
     options, overrides = parser.parse_known_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     store = options.out / "key_recovery.jsonl"
-    finished = {(line["cell"], line["key"], line["chains"]) for line in read(store)}
+    finished = {(line["cell"], line["chains"], line["key"]) for line in read(store)}
     origin = {k: v for k, v in environment().items() if k in ("machine", "gpu", "commit", "code")}
     for cell in cells(overrides):
-        command = f"python -m simulations.audit.key_recovery --keys {options.keys} --chains {options.chains} {identity(cell)}".strip()
+        asked = {"cell": identity(cell), "chains": options.chains}
+        command = f"{name} --keys {options.keys} --chains {options.chains} {identity(cell)}".strip()
         for number in range(options.keys):
-            if (identity(cell), number, options.chains) in finished:
+            if (*asked.values(), number) in finished:
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                try:
+            try:
+                with tempfile.TemporaryDirectory() as folder:
                     config = composed(cell, Path(folder) / "key", number)
                     found = attack(config, options.chains)
-                except ConfigError as error:
-                    print(f"error: {error}", file=sys.stderr)
-                    return 2
+            except ConfigError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
             level = chance(symmetries(config.model["patch"]))
-            line = {"cell": identity(cell), "key": number, "chains": options.chains, "found": found, "chance": level, "command": command}
-            keep(store, line | origin)
-            print(f"key {number}  " + "  ".join(f"{name} {of['sym']:.2f}" for name, of in found.items()), flush=True)
+            keep(store, asked | {"key": number, "found": found, "chance": level, "command": command} | origin)
+            print(f"key {number}  " + "  ".join(f"{what} {of['sym']:.2f}" for what, of in found.items()), flush=True)
     if lines := read(store):
         (options.out / "key_recovery.md").write_text(table(lines))
     return 0

@@ -7,9 +7,9 @@ public images,
     U_k ~ N(0, S x C_p),   C_p[i, j] = C[p(i), p(j)]      k: the updates, (d, n) each
     surprise(p) = log det( sum_k U_k C_p^-1 U_k^T + ridge )                 least at the cipher's order p
 
-(the matrix normal's likelihood, S put at its own best value). log det is concave: with S held, each step is a graph matching
-of G = sum_k U_k^T S^-1 U_k with -C^-1, and surprise cannot grow ("flip-flop"; Dutilleul, J. Stat. Comput. Simul. 64, 1999).
-That criterion is sharp and hard to climb; where to begin is found by one that is blunt, the distances between columns,
+(the matrix normal's likelihood, S put at its own best value). log det is concave: with S held, a step is a graph matching of
+G = sum_k U_k^T S^-1 U_k with -C^-1, and what is gained there is gained here ("flip-flop"; Dutilleul, J. Stat. Comput. Simul.
+64, 1999). That criterion is sharp and hard to climb; one that is blunt says where to begin, the distances between columns,
 
     D_ij = log |u_i - u_j|^2        of rows made white by S, matched to log E|x_i - x_j|^2 of plain blocks.
 """
@@ -26,12 +26,12 @@ from torch.nn.functional import pixel_unshuffle as to_blocks
 
 from simulations.audit.matching import match, two_opt
 
-CHAINS = 12     # independent searches
+CHAINS = 8      # independent searches
 FLIPS = 6       # of S and p, in each
 RESTARTS = 60   # of the blunt matching, in each flip
 FINALISTS = 20  # of them that the sharp criterion sees
-RIDGE = 0.2     # of S, in its mean variances: an aggregate has fewer columns than S has rows
-GRAIN = 1e-2    # of C, likewise: what the finest differences of pixels are never below
+RIDGE = 0.01    # of S, in its mean variances: an aggregate has fewer columns than S has rows
+GRAIN = 0.1     # of C, likewise: with less, the criterion is sharper and harder to climb
 
 
 def covariance(images: Tensor, block: int) -> np.ndarray:

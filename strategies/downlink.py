@@ -5,7 +5,9 @@
 The server does the client's arithmetic along with it, so both hold the same v_k to the bit, and what a codec loses in one
 message is in the next one's difference. At first v_k is the adapter that all start from. Who is given less to train than to
 evaluate, or factors of a rank of its own, has a v_k of each layout. A codec's chance is drawn by v_k, so that clients that
-have the same and are given the same share one message, and have the same again.
+have the same and are given the same share one message, and have the same again. Of a crowd whose clients take part at
+different times each comes to have a v_k of its own; of these KEPT are remembered, and who was longest away is sent the
+difference from what all start from.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from fl.wire.coding import WHOLE, Coding
 from fl.wire.flat import Layout, Packed, pack, packer, unpack
 from strategies import State
 from strategies.catchup import Catchup
+
+
+KEPT = 64  # adapters, at most, in the server's memory
 
 
 class Known(NamedTuple):
@@ -60,7 +65,7 @@ class Downlink:
         if not self._coding.lossy:
             return self._whole(message), facts
         own, _ = self._weights(message)
-        self._had[client, own.adapter.layout] = own
+        self._remember(client, own)
         return self._whole(message), {**facts, "link": ""}
 
     def _difference(self, state: State, client: int, message: Adapter) -> tuple[Packed, str] | None:
@@ -78,8 +83,16 @@ class Downlink:
             packed = pack(step, self._coding.differences, generator(self._seed, "down", had.digest))
             has = add(had.adapter, flat(apart(unpack(packed, self._coding.differences)).own))
             self._sent[had.digest, whole] = packed, Known(has, digest(has))
-        packed, self._had[client, layout] = self._sent[had.digest, whole]
+        packed, has = self._sent[had.digest, whole]
+        self._remember(client, has)
         return packed, had.digest
+
+    def _remember(self, client: int, has: Known) -> None:
+        """Keep what ``client`` has, as the newest of all; of more than KEPT different ones the oldest are forgotten."""
+        self._had.pop((client, has.adapter.layout), None)
+        self._had[client, has.adapter.layout] = has
+        while len({known.digest for known in self._had.values()}) > KEPT:
+            del self._had[next(iter(self._had))]
 
     def _weights(self, message: Adapter) -> tuple[Known, str]:
         """The weights in a message, and its digest; worked out once for clients in a row that are given the same one."""

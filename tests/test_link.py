@@ -129,6 +129,18 @@ def test_clients_that_take_turns_share_what_is_encoded(monkeypatch):
     assert len(encoded) == 1 + 3 * 2
 
 
+def test_a_crowd_does_not_fill_the_servers_memory(tmp_path, monkeypatch):
+    """Who is forgotten is sent the difference from the start, and has what the server gave it all the same."""
+    monkeypatch.setattr("strategies.downlink.KEPT", 3)
+    wire = coding(load("codec=int8"))
+    downlink, drawers = server(wire), [Drawer(str(tmp_path), "run", k) for k in range(6)]
+    for turn in range(1, 9):
+        for k in range(turn % 3, 6, 1 + turn % 2):  # they take part at different times
+            had = receive(downlink, wire, drawers[k], drawn(turn))
+            assert float(max((had[n] - drawn(turn)[n]).abs().max() for n in had)) < 0.1
+        assert len({known.digest for known in downlink._had.values()}) <= 3
+
+
 def test_float32_travels_whole_and_touches_no_disk(tmp_path):
     wire = coding(load("codec=float32"))
     downlink, drawer = server(wire), Drawer(str(tmp_path), "run", 0)

@@ -354,7 +354,7 @@ def test_a_large_round_keeps_rows_and_no_updates():
 
 def test_the_ratio_counts_both_ways():
     sizes = {"train down": {"total": 30, "messages": 1}, "train up": {"total": 20, "header": 5, "envelope": 10, "messages": 1}}
-    row = {"train_seconds": 1.0, "bytes": sizes}
+    row = {"train_seconds": 1.0, "cohort": [0], "bytes": sizes}
     assert totals([row, row], full_bytes=90)["ratio_to_full_fedavg"] == pytest.approx((30 + 20) / 200)
 
 

@@ -13,7 +13,6 @@ from test_simulation import by_flower, by_loop, equal, home, result, settings  #
 
 from clients import blind as client_side
 from clients import local
-from clients.client_app import app as client_app
 from clients.state import Drawer
 from fl.adapter import norm, ride, sub
 from fl.config import ConfigError, load
@@ -24,9 +23,10 @@ from fl.wire.flat import WireError, pack, unpack
 from fl.wire.locked import lock, unlock
 from fl.wire.masks import SealError
 from fl.wire.octets import octets
-from simulations import inprocess, loop
+from simulations import grid, loop
+from simulations.report import ledger
+from simulations.report.numbers import Row
 from strategies import blind as server_side
-from strategies.server_app import app as server_app
 
 BLIND = "blind=true seal.largest=200"
 KEY = SharedKey(bytes(range(32)))
@@ -278,6 +278,14 @@ def test_what_cannot_be_blind_is_one_line_before_the_run(home, tmp_path, more, s
 def test_a_report_without_its_figures_names_the_client():
     with pytest.raises(WireError, match=r"client 2: a report must hold accuracy and loss, got \['loss'\]"):
         server_side.figures(server_side.Answer(2, {"loss": 1.0}, None), "accuracy", "loss")
+
+
+def test_a_blind_run_is_a_cell_of_a_grid_like_any_other(home, tmp_path):
+    words = settings(home, tmp_path, "clients=3", BLIND).split()
+    line = grid.run_cell(dict(word.split("=", 1) for word in words), str(tmp_path))
+    assert line["client_accuracies"] == [] and line["examples"] is None
+    assert line["accuracy"] == line["curve"][-1][1] and line["rounds"][-1]["mb"] > line["rounds"][0]["mb"] > 0
+    assert set(ledger.by_group(Row("", {}, {}, [line]))) == {"sealed", ledger.REST}
 
 
 def test_riders_of_a_linear_strategy_go_through_the_same_words():

@@ -83,7 +83,8 @@ def rowed(settings: Sequence[Settings], axes: Sequence[str]) -> list[str]:
     """A short name for each row: of a choice its value, of a number `key=value`; in full where short ones are not unique."""
 
     def short(key: str, value: str) -> str:
-        return value.split("/")[-1] if "." not in key and not value[:1].isdigit() else f"{key.split('.')[-1]}={value}"
+        says = "." not in key and not value[:1].isdigit() and value not in ("true", "false")
+        return value.split("/")[-1] if says else f"{key.split('.')[-1]}={value}"
 
     brief = [" · ".join(short(k, one[k]) for k in axes if k in one) or "all" for one in settings]
     full = [" ".join(f"{k}={one[k]}" for k in axes if k in one) or "all" for one in settings]

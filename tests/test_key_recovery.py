@@ -56,6 +56,7 @@ def test_chance_is_one_in_forty_eight_places():
     assert level["exact"][0] == pytest.approx(1 / 48, abs=0.003) and level["sym"][0] == pytest.approx(0.075, abs=0.003)
 
 
+@pytest.mark.slow
 def test_one_round_in_clear_gives_the_key_away_and_no_other_one_does(tmp_path, monkeypatch):
     monkeypatch.setattr(masks.secrets, "token_bytes", bytes)  # so that the masks are the same each time
     subjects, plain, secret = key_recovery.seen(key_recovery.composed(SMALL, tmp_path / "key", 0))

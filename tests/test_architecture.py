@@ -63,6 +63,8 @@ def test_imports_follow_the_house(path):
     if name(path).startswith(PEER):
         return
     assert not reaches(found, "peft"), "the peer's library"
+    if not name(path).startswith("simulations/audit/"):
+        assert not reaches(found, "scipy"), "what only attacks need"
     if name(path) not in EDGES:
         assert not reaches(found, "flwr")
     if not name(path).startswith("fl/datasets/"):

@@ -26,12 +26,12 @@ from torch.nn.functional import pixel_unshuffle as to_blocks
 
 from simulations.audit.matching import match, two_opt
 
-CHAINS = 8      # independent searches
+CHAINS = 12     # independent searches
 FLIPS = 6       # of S and p, in each
 RESTARTS = 60   # of the blunt matching, in each flip
 FINALISTS = 20  # of them that the sharp criterion sees
-RIDGE = 0.01    # of S, in its mean variances: an aggregate has fewer columns than S has rows
-GRAIN = 0.1     # of C, likewise: with less, the criterion is sharper and harder to climb
+RIDGE = 0.03    # of S, in its mean variances: an aggregate has fewer columns than S has rows
+GRAIN = 1.0     # of C, likewise: with less, the criterion is sharper and harder to climb
 
 
 def covariance(images: Tensor, block: int) -> np.ndarray:

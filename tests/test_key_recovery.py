@@ -56,6 +56,7 @@ def test_chance_is_one_in_forty_eight_places():
     assert level["exact"][0] == pytest.approx(1 / 48, abs=0.003) and level["sym"][0] == pytest.approx(0.075, abs=0.003)
 
 
+@pytest.mark.slow
 def test_one_round_in_clear_gives_the_key_away_and_no_other_one_does(tmp_path, monkeypatch):
     monkeypatch.setattr(masks.secrets, "token_bytes", bytes)  # so that the masks are the same each time
     subjects, plain, secret = key_recovery.seen(key_recovery.composed(SMALL, tmp_path / "key", 0))
@@ -63,8 +64,8 @@ def test_one_round_in_clear_gives_the_key_away_and_no_other_one_does(tmp_path, m
     def sym(name: str, chains: int = 1, order: np.ndarray = secret) -> float:
         return structure.shares(structure.recover(subjects[name], plain, np.random.default_rng(0), chains), order, LIKES)[1]
 
-    assert sym("clear") >= key_recovery.SOLVED
-    assert sym("opened sum", chains=4) >= key_recovery.SOLVED  # fewer columns: about every other chain ends there
+    assert sym("clear", chains=3) >= key_recovery.SOLVED
+    assert sym("opened sum", chains=12) >= key_recovery.SOLVED  # fewer columns: about every other chain ends there
     for name in ("keyed clear", "sealed float32", "sealed words", "sealed sum"):
         assert sym(name) <= 0.2, name  # chance is 0.075, and one order in a hundred has 0.125 or more
-    assert sym("keyed clear", chains=2, order=np.arange(48)) >= 0.4  # what it finds there is plain order: nothing was moved
+    assert sym("keyed clear", chains=4, order=np.arange(48)) >= 0.4  # what it finds there is plain order: nothing was moved

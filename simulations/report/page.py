@@ -59,13 +59,17 @@ def _plots(found: Report) -> list[str]:
         ("Product error by round", "product_error", 0, "round"),
     ):
         scale, up, level = (100, "accuracy, %", True) if value == "accuracy" else (1, "product error", False)
-        panels, exact = [], set()
+        panels, exact, silent = [], set(), set()
         for s in found.sections:
             series = {r.name: [(p[axis], scale * p[2]) for p in averaged(r, value)] for r in s.rows}
             if not level:
                 exact |= {name for name, points in series.items() if points and max(y for _, y in points) < EXACT}
                 series = {name: [p for p in points if p[1] >= EXACT] for name, points in series.items()}
             series = {name: points for name, points in series.items() if points}
+            if axis == 1:  # who sends next to nothing would stretch the axis for all
+                most = max((points[-1][0] for points in series.values()), default=0)
+                silent |= {name for name, points in series.items() if points[-1][0] < most / 1000}
+                series = {name: points for name, points in series.items() if name not in silent}
             if max(map(len, series.values()), default=0) < 2:
                 continue
             ends = [points[-1][0] for points in series.values()]
@@ -74,6 +78,7 @@ def _plots(found: Report) -> list[str]:
             panels.append(plots.lines(s.name, series, colours, (across, up), whole, logs, s.target if level else None))
         caption = "Means over the seeds." + (" Dashed: the target. The axis does not begin at 0." if level else "")
         caption += f" Without error, so not drawn: {', '.join(n for n in names if n in exact)}." if exact else ""
+        caption += f" Not drawn, for they send next to nothing: {', '.join(n for n in names if n in silent)}." if silent else ""
         if panels:
             figures.append(_figure(title, "".join(panels), caption))
     return figures

@@ -83,9 +83,12 @@ def report(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> An
     run, round = str(facts["run"]), int(facts["round"])
     try:
         standing = stand(client, facts, packed)
-        said = dict(zip(("train_loss", "clipped"), standing.told.tolist()))
+        said = {name: told for name, told in zip(("train_loss", "clipped"), standing.told.tolist()) if told == told}
         if "sealed.scores.payload" in (came := unpack(packed, OCTETS)):
-            opened = open_total(client.key, scoring(facts), round, total_of("scores", came), 1, scores(client))
+            total = total_of("scores", came)
+            if len(total.members) < 2:
+                raise SealError("a score is told of two clients or more, since of one it is that client's own")
+            opened = open_total(client.key, scoring(facts), round, total, 1, scores(client))
             said |= {"accuracy": float(opened.mean[0].round(6)), "loss": opened.loss}
     except SealError as error:
         return {"refused": str(error)}, None
@@ -132,6 +135,7 @@ def follow(client: local.Client, run: str, round: int, standing: Standing, total
     state = strategy.apply(standing.state, round, [Update(0, step, opened.images, {})])
     scale = {g: torch.tensor(adapters.norm(part(step, g)) / count(part(step, g)) ** 0.5) for g in adapters.groups(step)}
     told = torch.tensor([opened.loss, opened.clipped / max(1, count(like)) / len(total.members)], dtype=torch.float64)
+    told = told if len(total.members) > 1 else told * torch.nan  # one client's own numbers are not for telling
     return Standing(round, state, {**standing.scale, **scale}, told)
 
 
@@ -159,7 +163,7 @@ def units(standing: Standing, recipe: Recipe, config: Config, weight: float) -> 
     What a client is not to be weighted by its images in, SCAFFOLD's variates, is divided by its ``weight`` beforehand.
     """
     wide = config.seal.bits == 32
-    rates = {g: 1.0 if wide else SPREAD * float(s) or FIRST * recipe.lr.get(g, 0.25) for g, s in standing.scale.items()}
+    rates = {g: 1.0 if wide else SPREAD * float(s) or FIRST * recipe.lr.get(g, 0.25) or 1.0 for g, s in standing.scale.items()}
     return {**rates, "control": rates["control"] * weight}
 
 
@@ -194,7 +198,7 @@ def terms(client: local.Client) -> Terms:
 
 def scores(client: local.Client) -> Terms:
     """What all clients agree on for evaluations."""
-    return Terms(32, client.of, SHARD, 1.0)
+    return Terms(32, client.of, SHARD, Terms(32, client.of).limit / SHARD)  # a unit is a correct answer
 
 
 def scoring(facts: Mapping[str, Any]) -> str:

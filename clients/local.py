@@ -178,7 +178,7 @@ def roll(client: Client) -> dict:
     """What the client answers to the roll call, as `strategies.rollcall.Roll` names it. Raises ConfigError for too many images."""
     config, train, held = client.config, len(client.split.train[client.index]), len(client.held_indices)
     if config.blind and train > config.seal.largest:
-        raise ConfigError(f"seal.largest must be what the largest client has, at least {train}, got {config.seal.largest}; raise it")
+        raise ConfigError(f"seal.largest must be what the largest client has, got {config.seal.largest}, and this one has more; raise it")
     return {
         "client": client.index,
         "of": client.of,

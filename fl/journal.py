@@ -59,7 +59,7 @@ class Journal:
             file.write(json.dumps(row) + "\n")
         done, total = row["round"], self.config.rounds
         left = sum(r["seconds"] for r in self.rounds) / done * (total - done)
-        loss = f"train loss {row['train_loss']:.4f}" if "train_loss" in row else "nothing learnt"
+        loss = f"train loss {row['train_loss']:.4f}" if "train_loss" in row else "train loss not told"
         test = f"  accuracy {row['accuracy']:6.2%}  loss {row['loss']:.4f}" if "accuracy" in row else ""
         self.say(
             f"round {done:>3}/{total}  {loss}{test}  "

@@ -30,7 +30,7 @@ from fl.wire.octets import octets
 from fl.wire.sealed import Sealed, Total
 from strategies import ClientInfo, State, Strategy
 from strategies.history import totals
-from strategies.plan import cohort, enough, evaluates, may_be_blind
+from strategies.plan import cohort, enough, evaluates, may_be_blind, one_rank
 from strategies.rollcall import Roll, summary
 
 OCTETS = octets()
@@ -109,6 +109,7 @@ def federate(
     strategy = build(config.strategy, recipe=config.recipe)
     infos = [ClientInfo(roll.client, 0, 0, roll.rank) for roll in rolls]
     may_be_blind(strategy, config, infos)
+    one_rank(strategy, config, infos)
     enough(strategy, config, len(rolls))
     first = strategy.init(start)
     journal.begin()
@@ -140,7 +141,7 @@ def _rounds(
                 memory.drop(round, reporter)
                 row["skipped"] = str(told.facts["refused"])
             else:
-                row |= figures(told, "train_loss", "clipped")
+                row |= figures(told, "train_loss", "clipped") if "train_loss" in told.facts else {}  # of one client alone it is not
                 if away and told.packed is not None:
                     memory.lock(round, state_of(told.packed))
         for line in [f"client {c}'s message is left out: {why}" for c, why in refused.items()] + [row.get("skipped", "")]:
@@ -148,11 +149,15 @@ def _rounds(
                 journal.say(f"round {round}: {line}")
         if scored:
             last = round == config.rounds
-            scores, _ = gather((yield Question("evaluate", round, {c: memory.messages(c, round, ask) for c in range(len(rolls))})), SCORE, 32)
+            scores, unscored = gather((yield Question("evaluate", round, {c: memory.messages(c, round, ask) for c in range(len(rolls))})), SCORE, 32)
+            for c, why in unscored.items():
+                journal.say(f"round {round}: client {c}'s evaluation is left out: {why}")
             if scores is None:
                 raise WireError(f"round {round}: no client's evaluation could be added; look at their logs")
             (told,) = yield Question("report", round, {0: scored_by(memory, round, scores, {**ask, "last": last})})
-            row |= figures(told, "accuracy", "loss")
+            if "refused" in told.facts:
+                raise WireError(f"round {round}: the sum of the evaluations must open, but {told.facts['refused']}")
+            row |= figures(told, "accuracy", "loss") | ({"unscored": unscored} if unscored else {})
         journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
 
     return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, before), memory.all()[0], "sealed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Sequence
 
 import torch
 
@@ -57,12 +57,15 @@ def one_rank(strategy: Strategy, config: Config, clients: Iterable[ClientInfo]) 
             )
 
 
-def may_be_blind(strategy: Strategy, config: Config, clients: Iterable[ClientInfo]) -> None:
+def may_be_blind(strategy: Strategy, config: Config, clients: Sequence[ClientInfo]) -> None:
     """Raise ConfigError, before anybody trains, when the server could not do without what ``blind`` hides from it."""
     name = config.strategy["_target_"].rpartition(".")[2]
     if not strategy.linear:
         names = "|".join(_all_that(config, lambda s: s.linear))
         raise ConfigError(f"a blind server can add and nothing else, but {name} needs more; use strategy={names}, or blind=false")
+    members, most = cohort(config, 1, len(clients)), 2 ** (config.seal.bits - 1) - 1
+    if not 2 <= len(members) <= most:
+        raise ConfigError(f"a blind round needs 2 to {most} clients at seal.bits={config.seal.bits}, got {len(members)}; change clients or fraction")
     if len({client.rank for client in clients}) > 1:
         raise ConfigError("a blind server adds updates of one shape, but clients have different ranks; give all one, or use blind=false")
 

@@ -21,7 +21,7 @@ from fl.keys import SharedKey
 from fl.tree import named, nested
 from fl.wire.flat import WireError, pack, unpack
 from fl.wire.locked import lock, unlock
-from fl.wire.masks import SealError
+from fl.wire.masks import SealError, Terms, encoded
 from fl.wire.octets import octets
 from simulations import grid, loop
 from simulations.report import ledger
@@ -127,15 +127,15 @@ SPOILT = [
 ]
 
 
-def spoiling(monkeypatch, how) -> None:
-    """The answers of round 2's training come as ``how`` makes them."""
+def spoiling(monkeypatch, how, scores: bool = False) -> None:
+    """The answers of round 2's training, or of its evaluation, come as ``how`` makes them."""
     real = server_side.gather
     seen = []
 
     def gather(answers, size, bits):
         answers = list(answers)
-        seen.append(size)
-        return real(how(answers) if size > 1 and len([s for s in seen if s > 1]) == 2 else answers, size, bits)
+        seen.append((size == 1) == scores)
+        return real(how(answers) if seen[-1] and sum(seen) == 2 else answers, size, bits)
 
     monkeypatch.setattr(server_side, "gather", gather)
 
@@ -154,13 +154,38 @@ def test_what_was_tampered_with_is_named_and_left_out_and_nothing_is_lost(home, 
     assert rows(tmp_path)[2]["loss"] != second["loss"] and "skipped" not in rows(tmp_path)[2] and summary["rounds"] == 3
 
 
+def test_an_evaluation_that_was_tampered_with_is_named_and_is_no_score(home, tmp_path, monkeypatch, capsys):
+    spoiling(monkeypatch, lambda a: [a[0], cut(a[1]), a[2]], scores=True)
+    by_loop(home, tmp_path, BLIND, "rounds=3")
+    assert "round 2: client 1's evaluation is left out: it must have a nonce" in capsys.readouterr().out
+    assert [sorted(row.get("unscored", {})) for row in rows(tmp_path)] == [[], ["1"], []]
+    spoiling(monkeypatch, lambda a: [a[0], flipped(a[1]), a[2]], scores=True)
+    with pytest.raises(WireError, match="round 2: the sum of the evaluations must open, but the sum of round 2 does not carry"):
+        by_loop(home, tmp_path / "flipped", BLIND, "rounds=3")
+    monkeypatch.undo()
+    spoiling(monkeypatch, lambda a: a[:1], scores=True)
+    with pytest.raises(WireError, match="but a score is told of two clients or more"):
+        by_loop(home, tmp_path / "one", BLIND, "rounds=3")
+
+
+def test_the_accuracy_of_a_crowd_of_small_clients_is_exact():
+    terms, stream = Terms(32, 3000, client_side.SHARD, Terms(32, 3000).limit / client_side.SHARD), np.random.default_rng(0)
+    counts = [(int(stream.integers(0, n + 1)), int(n)) for n in stream.integers(1, 5, 3000)]
+    x = sum(int(encoded(np.float32([right / n]), n, terms)[0][0]) for right, n in counts)
+    assert x == sum(right for right, _ in counts)
+
+
+def test_a_group_that_does_not_move_goes_through_narrow_words(home, tmp_path):
+    assert by_loop(home, tmp_path, BLIND, "seal.bits=12 recipe.lr.patch_embed=0")[0]["rounds"] == 2
+
+
 @pytest.mark.parametrize("gone", [[0], [1, 2], [0, 2]])
 def test_whoever_fails_after_sealing_costs_nothing(home, tmp_path, monkeypatch, capsys, gone):
     """The sum of the rest opens to the mean of the rest."""
     spoiling(monkeypatch, lambda answers: [a for a in answers if a.client not in gone])
     by_loop(home, tmp_path, BLIND, "rounds=3")
     assert "skipped" not in rows(tmp_path)[1] and np.isfinite(rows(tmp_path)[2]["loss"])
-    assert rows(tmp_path)[1]["train_loss"] > 0
+    assert ("train_loss" in rows(tmp_path)[1]) == (len(gone) == 1)  # of one client alone it is not told
 
 
 # What the server has --------------------------------------------------------------------------------------------------
@@ -265,7 +290,9 @@ def test_a_state_becomes_named_tensors_and_comes_back():
     [
         ("strategy=krum", "a blind server can add and nothing else, but krum needs more; use strategy=.*fedavg.*, or blind=false"),
         ("strategy=ffa_lora +nodes.1.rank=1", "adds updates of one shape, but clients have different ranks"),
-        ("seal.largest=1", "seal.largest must be what the largest client has, at least [0-9]+, got 1; raise it"),
+        ("seal.largest=1", "seal.largest must be what the largest client has, got 1, and this one has more; raise it"),
+        ("fraction=0.3", "a blind round needs 2 to 2147483647 clients at seal.bits=32, got 1; change clients or fraction"),
+        ("+nodes.0.rank=1 +nodes.1.rank=1 +nodes.2.rank=1", "fedavg gives all clients one rank, but client 0 has rank 1"),
         ("seal.bits=8", "seal.bits"),
     ],
 )

@@ -76,6 +76,8 @@ def test_two_sealings_of_one_update_share_nothing_even_with_a_frozen_random_sour
     monkeypatch.setattr(masks.secrets, "token_bytes", bytes)
     frozen = [seal(KEY, "run", 1, 0, update(k), 10, 0, TERMS[32]) for k in range(2)]
     assert frozen[0].nonce != frozen[1].nonce and np.mean(frozen[0].payload == frozen[1].payload) < 0.01
+    other = [seal(KEY, "run", 1, 0, update(0), 10, loss, TERMS[32]) for loss in (0.5, 1.0)]
+    assert other[0].nonce != other[1].nonce and np.mean(other[0].payload == other[1].payload) < 0.01
 
 
 @pytest.mark.parametrize("bits", TERMS)
@@ -132,7 +134,7 @@ def test_the_server_refuses_what_it_can_see():
 
 
 def test_a_client_says_what_it_cannot_seal():
-    with pytest.raises(SealError, match="1 to 100 images, got 101; raise seal.largest"):
+    with pytest.raises(SealError, match="1 to 100 images, and this one has not; raise seal.largest"):
         seal(KEY, "run", 1, 0, update(0), 101, 0, TERMS[32])
     with pytest.raises(SealError, match="finite"):
         seal(KEY, "run", 1, 0, np.array([np.nan], np.float32), 1, 0, TERMS[32])

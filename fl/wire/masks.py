@@ -78,7 +78,7 @@ def seal(
     x, clipped = encoded(update, images, terms, chance)
     tail = np.array([images, clipped, int(loss * images * LOSS), 0], np.uint64)
     tail[3] = _tag(key, run, round, x, tail)
-    nonce = _nonce(key, run, round, client, x, secrets.token_bytes(NONCE))
+    nonce = _nonce(key, run, round, client, x, tail, secrets.token_bytes(NONCE))
     mask, last = _mask(key, run, round, client, nonce, x.size, terms.bits)
     return Sealed(client, nonce, join(x.view(np.uint32) + mask, tail + last, terms.bits))
 
@@ -86,7 +86,7 @@ def seal(
 def encoded(update: np.ndarray, images: int, terms: Terms, chance: np.random.Generator | None = None) -> tuple[np.ndarray, int]:
     """The integers x, int32 (n,) with n made even, and how many values were clipped. Raises SealError as `seal` does."""
     if not 0 < images <= terms.largest:
-        raise SealError(f"a client may have 1 to {terms.largest} images, got {images}; raise seal.largest for all clients")
+        raise SealError(f"a client may have 1 to {terms.largest} images, and this one has not; raise seal.largest for all clients")
     scaled = update.astype(np.float64) * (images / terms.largest / terms.step)
     if not np.isfinite(scaled).all():
         raise SealError("an update must be finite to be sealed, got nan or inf; lower the learning rate")
@@ -130,10 +130,11 @@ def _tag(key: SharedKey, run: str, round: int, x: np.ndarray, tail: np.ndarray) 
     return (alpha * values).sum(dtype=np.uint64)
 
 
-def _nonce(key: SharedKey, run: str, round: int, client: int, x: np.ndarray, fresh: bytes) -> bytes:
+def _nonce(key: SharedKey, run: str, round: int, client: int, x: np.ndarray, tail: np.ndarray, fresh: bytes) -> bytes:
     state = hmac.new(key.stream("blind nonce", 32), fresh, "sha256")
     state.update(f"{run}|{round}|{client}|".encode())
     state.update(x.data)
+    state.update(tail.data)
     return state.digest()[:NONCE]
 
 

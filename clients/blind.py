@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clients import local
-from clients.carried import Behind
+from clients.carried import CONTROL, Behind
 from clients.state import StateError
 from fl import adapter as adapters
 from fl.adapter import Adapter, count, group, ordered
@@ -118,8 +118,12 @@ def stand(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Sta
         standing = first._replace(**nested(tree(first), found[1]))
     else:
         standing = first
-    for round in sorted(int(n.split(".")[1]) for n in came if n.endswith(".payload") and n.split(".")[1].isdecimal()):
-        standing = follow(client, run, round, standing, total_of(f"{round:05}", came))
+    sums = {r: total_of(f"{r:05}", came) for r in range(since + 1, upto + 1) if f"sealed.{r:05}.payload" in came}
+    for round, total in sums.items():
+        standing = follow(client, run, round, standing, total)
+    for round in range(since + 1, upto + 1):
+        if client.index not in dict(sums[round].members if round in sums else ()):
+            drawer.forget(CONTROL, round)  # a share that is in no sum has not been given: the next one holds it
     if upto > since or "sealed.state" in came:
         drawer.keep(STANDING, upto, named(tree(standing)))
     return standing._replace(round=upto)

@@ -58,6 +58,10 @@ class Drawer:
         for other in set(rounds) - set([r for r in rounds if r <= round][-last:]):
             self._path(what, other).unlink()
 
+    def forget(self, what: str, round: int) -> None:
+        """Let ``what`` of ``round`` be as if it had not been kept; what stood before it stands again."""
+        self._path(what, round).unlink(missing_ok=True)
+
     def recall(self, what: str, upto: int) -> tuple[int, Adapter] | None:
         """The newest ``what`` that stood after a round of at most ``upto``, and that round; None where there is none.
 

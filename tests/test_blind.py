@@ -188,6 +188,18 @@ def test_whoever_fails_after_sealing_costs_nothing(home, tmp_path, monkeypatch, 
     assert ("train_loss" in rows(tmp_path)[1]) == (len(gone) == 1)  # of one client alone it is not told
 
 
+@pytest.mark.parametrize("lost", [lambda a: a[1:], lambda a: [flipped(a[0]), *a[1:]]], ids=["a message", "a round"])
+def test_scaffolds_variates_still_add_up_when_a_share_was_lost(home, tmp_path, monkeypatch, lost):
+    """c is the mean of all c_k after every round, whatever became of one message, or of a round's."""
+    spoiling(monkeypatch, lost)
+    by_loop(home, tmp_path, BLIND, "strategy=scaffold recipe.optimizer=sgd rounds=4")
+    drawers = [Drawer(str(tmp_path / "state"), "loop", k) for k in range(3)]
+    own = [drawer.recall("control", 4)[1] for drawer in drawers]
+    state = drawers[1].recall("standing", 4)[1]
+    mean = {name: sum(c[name] for c in own) / 3 for name in own[0]}
+    assert norm(sub({name: state[f"state/control.{name}"] for name in mean}, mean)) < 1e-3 * norm(mean)  # 0.5 where a share is lost
+
+
 # What the server has --------------------------------------------------------------------------------------------------
 
 

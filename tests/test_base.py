@@ -229,6 +229,7 @@ def test_a_client_that_was_away_catches_up_exactly(home, tmp_path, name):
         assert digest(Drawer(str(tmp_path / "state"), "loop", index).recall(carried.BASE, 4)[1]) == digest(change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lose", ["all", "one", "damage", "older"])
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_client_that_lost_its_base_says_so_and_is_sent_all_of_it(home, tmp_path, monkeypatch, name, lose):
@@ -270,6 +271,7 @@ def test_a_client_that_never_catches_up_ends_the_run(home, tmp_path, monkeypatch
         inprocess.run(server_app, client_app, 3, settings(home, tmp_path, "strategy=flora"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_process_may_end_after_any_message_and_clients_may_take_turns(home, tmp_path, name, monkeypatch):
     (_, whole), steady = by_loop(home, tmp_path / "a", f"strategy={name} rounds=3"), rows(tmp_path / "a")

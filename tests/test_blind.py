@@ -81,6 +81,7 @@ def test_narrow_words_lose_little(home, tmp_path, bits, least):
 # What goes wrong ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lose", ["all", "one", "damage"])
 @pytest.mark.parametrize("more", ["rounds=4", "rounds=4 fraction=0.6 strategy=fedavgm evaluate_every=4"])
 def test_who_was_away_or_lost_its_state_is_sent_all_of_it(home, tmp_path, monkeypatch, more, lose):

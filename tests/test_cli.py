@@ -113,6 +113,7 @@ def test_the_key_command_makes_a_key_once(capsys, tmp_path):
     assert keys.main([]) == 2
 
 
+@pytest.mark.slow
 def test_compare_runs_every_cell_once_and_goes_on_where_it_was(places, capsys, tmp_path):
     grid = ["--out", str(tmp_path / "grid"), *TINY, *places, "method=linear,melo"]
     assert compare.main([*grid, "seed=0"]) == 0 and compare.main([*grid, "seed=0,1"]) == 0
@@ -136,6 +137,7 @@ def test_a_cell_leaves_no_state_unless_it_names_a_place_for_it(places, tmp_path,
     assert len(list((tmp_path / "kept").glob("*/client-*"))) == 2
 
 
+@pytest.mark.slow
 def test_compare_keeps_what_finished_when_a_cell_fails(places, capsys, tmp_path):
     grid = ["--out", str(tmp_path / "grid"), *TINY, *places, "clients=2,50"]
     assert compare.main(grid) == 4

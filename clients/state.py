@@ -49,7 +49,8 @@ class Drawer:
         path = self._path(what, round)
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
         with fresh.open("wb") as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+            # cloned, since two names may stand for one tensor, which the format refuses
+            file.write(save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)

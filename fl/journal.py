@@ -102,7 +102,7 @@ def run_name(config: Config) -> str:
 def told(score: dict[str, Any]) -> str:
     """An accuracy over all images, and the tenth percentile of the clients' own where it is known."""
     least = score["accuracy_p10"]
-    return f"{score['accuracy']:.2%}" + ("" if least is None else f" (a tenth of the clients below {least:.2%})")
+    return f"{score['accuracy']:.2%}" + ("" if least is None else f" (10th percentile of clients {least:.2%})")
 
 
 def span(seconds: float) -> str:

@@ -31,7 +31,7 @@ METHODS = ("linear", "melo", "lora_patch", "lora_sb", "ravan", "full")
 LOW_RANK = "+codec@codecs.patch_embed=low_rank"
 ROADS = (  # method and overrides of the wire
     ("lora_patch", "codec=float32"), ("lora_patch", "codec=bfloat16"), ("lora_patch", "codec=int8"), ("lora_patch", "codec=int4"),
-    ("lora_patch", f"codec=int8 {LOW_RANK}"), ("lora_patch", f"codec=int4 {LOW_RANK}"),
+    ("lora_patch", f"codec=int8 {LOW_RANK}"), ("lora_patch", "codec=int4_low_rank"),
     ("melo", "codec=float32"), ("melo", "codec=int8"), ("melo", "codec=int4"),
     ("lora_patch", "blind=true"), ("lora_patch", "blind=true seal.bits=16"), ("lora_patch", "blind=true seal.bits=12"),
     ("melo", "blind=true"), ("melo", "blind=true seal.bits=12"),

@@ -167,7 +167,7 @@ def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry])
         if answers and not expected:
             expected = next(iter(answers.values())).of
             _check_number(config, expected)
-            journal.say(f"{expected} clients; for another number: flwr run . --federation-config \"num-supernodes=N\"")
+            journal.say(f"{expected} clients; for another number: flwr run . --federation-config \"num-supernodes=N\", or simulations.launch --clients N")
         if not replies:
             if time.monotonic() > deadline:
                 raise RollCallError(
@@ -202,7 +202,7 @@ def _check_number(config: Config, brought: int) -> None:
     if config.clients and config.clients != brought:
         raise RollCallError(
             f"the config asks for {config.clients} clients, the engine brings {brought}; "
-            f"add --federation-config \"num-supernodes={config.clients}\", or set clients=0"
+            f"add --federation-config \"num-supernodes={config.clients}\" (simulations.launch --clients {config.clients}), or set clients=0"
         )
 
 

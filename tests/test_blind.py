@@ -270,6 +270,15 @@ def test_the_sealed_files_and_the_key_give_the_whole_run(home, tmp_path):
 # The small parts ------------------------------------------------------------------------------------------------------
 
 
+def test_a_state_in_which_two_names_are_one_tensor_is_kept_and_locked(tmp_path):
+    """As the README's lookahead has it every few rounds."""
+    one = torch.ones(3)
+    state = named((one, one))
+    Drawer(str(tmp_path), "run", 0).keep("standing", 1, state)
+    for back in (Drawer(str(tmp_path), "run", 0).recall("standing", 1)[1], unlock(KEY, "run", 1, lock(KEY, "run", 1, state))):
+        assert equal(back, state)
+
+
 def test_a_locked_state_opens_with_its_key_run_and_round_alone():
     tensors = {"0/a": torch.randn(3, 4), "told": torch.zeros(2, dtype=torch.float64)}
     locked = lock(KEY, "run", 3, tensors)

@@ -23,7 +23,7 @@ NONCE = 12
 
 def lock(key: SharedKey, run: str, round: int, tensors: Mapping[str, Tensor]) -> Tensor:
     """uint8 (n,): ``tensors`` as they stand after ``round`` of ``run``."""
-    nonce, plain = secrets.token_bytes(NONCE), save({n: t.contiguous() for n, t in tensors.items()})
+    nonce, plain = secrets.token_bytes(NONCE), save({n: t.clone().contiguous() for n, t in tensors.items()})
     return torch.frombuffer(bytearray(nonce + _box(key).encrypt(nonce, plain, _bound(run, round))), dtype=torch.uint8)
 
 

@@ -31,7 +31,7 @@ from fl.wire.flat import Packed, pack, unpack
 from fl.wire.locked import lock, unlock
 from fl.wire.masks import SealError, Terms, open_total, seal
 from fl.wire.octets import octets
-from fl.wire.sealed import Total, total_of
+from fl.wire.sealed import Sealed, Total, total_of
 from strategies import ClientInfo, Strategy, Update
 from strategies.plan import cohort, orders
 
@@ -63,7 +63,7 @@ def train(client: local.Client, facts: Mapping[str, Any], packed: Packed, work: 
     values = flat(update, units(standing, recipe, config, weight))
     chance = None if config.seal.bits == 32 else np.random.default_rng(derive(config.seed, "seal", round, client.index))
     sealed = seal(client.key, run, round, client.index, values, examples, metrics["loss"], terms(client), chance)
-    return {}, pack({"sealed.nonce": octet(sealed.nonce), "sealed.payload": torch.from_numpy(sealed.payload)}, OCTETS)
+    return {}, packed_of(sealed)
 
 
 def evaluate(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Answer:
@@ -72,7 +72,7 @@ def evaluate(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> 
     score = local.score(client, strategy_of(client.config).view(standing.state))
     share, loss = np.float32([score.correct / score.examples]), score.loss / score.examples
     sealed = seal(client.key, scoring(facts), int(facts["round"]), client.index, share, score.examples, loss, scores(client))
-    return {}, pack({"sealed.nonce": octet(sealed.nonce), "sealed.payload": torch.from_numpy(sealed.payload)}, OCTETS)
+    return {}, packed_of(sealed)
 
 
 def report(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Answer:
@@ -210,6 +210,7 @@ def scoring(facts: Mapping[str, Any]) -> str:
     return f"{facts['run']} scores"
 
 
-def octet(data: bytes) -> Tensor:
-    """uint8 (n,)."""
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+def packed_of(sealed: Sealed) -> Packed:
+    """A sealed message as it travels; who sent it, the server knows."""
+    nonce = torch.frombuffer(bytearray(sealed.nonce), dtype=torch.uint8)
+    return pack({"sealed.nonce": nonce, "sealed.payload": torch.from_numpy(sealed.payload)}, OCTETS)

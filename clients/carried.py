@@ -66,5 +66,5 @@ def settle(drawer: Drawer, steps: Adapter, since: int, upto: int) -> Adapter:
         before = found[1]
     whole = follow(before, steps)
     if upto > since:
-        drawer.keep(BASE, upto, whole, last=1)
+        drawer.keep(BASE, upto, whole, last=2)
     return whole

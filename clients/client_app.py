@@ -1,6 +1,7 @@
 """The Flower ClientApp: the thin edge around `clients.local`. It runs unchanged in simulation and on an edge node.
 
-It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``.
+It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``. It judges
+them as the server judges its answers (`clients.gate`), and an answer says of which run, round and config it is.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
 run's config ``key-path``, ``data-path``, ``weights-path``, ``state-path``, ``device``, ``rank``.
 """
@@ -17,8 +18,8 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, link, local
-from clients.carried import Behind
+from clients import blind, gate, link, local
+from clients.carried import CONTROL, PERSONAL, Behind
 from clients.state import StateError
 from fl.adapter import Adapter
 from fl.config import Config, ConfigError, Node, load, node
@@ -50,7 +51,8 @@ EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, W
 def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) -> Callable[[Message, Context], Message]:
     """Wrap ``work`` as a Flower handler: open the client, and turn what the user can mend into one line for the server.
 
-    That line leaves the machine, so the paths in it are replaced by the names of their settings; the log keeps them.
+    That line leaves the machine, so the paths in it are replaced by the names of their settings; the log keeps them. Of what
+    nobody foresaw the server is told the kind alone: a text might hold anything.
     """
 
     def handler(message: Message, context: Context) -> Message:
@@ -64,6 +66,9 @@ def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) 
         except EXPECTED as error:
             log.error("%s", error)
             facts, packed = {"error": without_paths(str(error), config), "client": index}, None
+        except Exception as error:
+            log.exception("a fault inside")
+            facts, packed = {"error": f"it failed inside ({type(error).__name__}); look at its log", "client": index}, None
         return Message(to_content(facts, packed), reply_to=message)
 
     return handler
@@ -90,9 +95,7 @@ def at_node(context: Context, index: int) -> Config:
 
 def without_paths(text: str, config: Config | None) -> str:
     """``text`` with this machine's paths replaced by the names of the settings that hold them."""
-    if config is None:
-        return text
-    places = {
+    places = {} if config is None else {
         "data.root": config.data.get("root", ""),
         "model.weights": config.model.get("weights", ""),
         "key": config.key,
@@ -103,7 +106,7 @@ def without_paths(text: str, config: Config | None) -> str:
         for path in (str(Path(str(where)).expanduser()), str(where)):
             if len(path) > 1 and "/" in path:
                 text = text.replace(path, f"<{name}>")
-    return text
+    return re.sub(r"(?<![\w.~<])~?(/[\w.~+@-]+){2,}/?", "<path>", text)
 
 
 @app.query()
@@ -112,7 +115,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """The roll call; the first client also keeps a preview and the split, on its own machine. In a blind run, a report."""
     wish = facts_of(message)
     if client.config.blind and "upto" in wish:
-        return blind.report(client, wish, packed_of(message))
+        return blind.report(client, wish, received_in(client, message))
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
     run = str(wish.get("run", ""))
@@ -121,32 +124,41 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     return local.roll(client), None
 
 
-def arrived(client: local.Client, message: Message) -> Adapter:
-    """The adapter in ``message``, the model standing on the base that it means."""
-    facts = facts_of(message)
-    run, wire = str(facts.get("run", "")), coding(client.config)
-    received = link.arrived(client.drawer(run), wire, packed_of(message), facts.get("link"), client.bench.start)
-    return local.settle(client, received, run, facts.get("base"))
-
-
 @app.train()
 @answer
 def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """One round of training: the difference, the number of images, what the training was like."""
     facts = facts_of(message)
     if client.config.blind:
-        return blind.train(client, facts, packed_of(message))
+        return blind.train(client, facts, received_in(client, message))
+    mark, recipe = gate.mark(facts, client.config), gate.recipe_of(facts, client.config)
+    run, round, drawer = mark["run"], mark["round"], client.drawer(mark["run"])
     received = arrived(client, message)
-    recipe, scored = Recipe.from_json(facts["recipe"]), bool(facts["scored"])
-    update, examples, metrics = local.train(client, int(facts["round"]), recipe, received, scored, str(facts["run"]))
-    packed = link.leaving(client.drawer(str(facts["run"])), coding(client.config), client.config.seed, int(facts["round"]), update)
-    return {"examples": examples, "metrics": metrics}, packed
+    drawer.rewind(int(facts["counted"]), PERSONAL, CONTROL, link.LOST)
+    update, examples, metrics = local.train(client, round, recipe, received, bool(facts["scored"]), run)
+    packed = link.leaving(drawer, coding(client.config), client.config.seed, round, update)
+    return {**mark, "examples": examples, "metrics": metrics}, packed
 
 
 @app.evaluate()
 @answer
 def evaluate(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """Evaluate the adapter on this client's own shard: sums and counts."""
+    facts = facts_of(message)
     if client.config.blind:
-        return blind.evaluate(client, facts_of(message), packed_of(message))
-    return local.score(client, arrived(client, message))._asdict(), None
+        return blind.evaluate(client, facts, received_in(client, message))
+    mark = gate.mark(facts, client.config)
+    return {**mark, **local.score(client, arrived(client, message))._asdict()}, None
+
+
+def received_in(client: local.Client, message: Message) -> Packed:
+    """What ``message`` carries, measured before it is decoded."""
+    return packed_of(message, 2 * client.bench.full_bytes + gate.SLACK)
+
+
+def arrived(client: local.Client, message: Message) -> Adapter:
+    """The adapter in ``message``, the model standing on the base that it means."""
+    facts = facts_of(message)
+    run, wire, start = str(facts.get("run", "")), coding(client.config), client.bench.start
+    received = link.arrived(client.drawer(run), wire, received_in(client, message), facts.get("link"), start)
+    return local.settle(client, gate.admit(received, start), run, facts.get("base"))

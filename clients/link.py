@@ -20,6 +20,7 @@ from fl.wire.coding import WHOLE, Coding
 from fl.wire.flat import Packed, pack, unpack
 
 RECEIVED, LOST = "received", "lost"  # the files' names
+LAST = 3  # of what arrived are kept: a round brings two, and one that is resumed is about what came before them
 
 
 def arrived(drawer: Drawer, coding: Coding, packed: Packed, link: str | None, start: Adapter) -> Adapter:
@@ -35,7 +36,7 @@ def arrived(drawer: Drawer, coding: Coding, packed: Packed, link: str | None, st
     what = f"{RECEIVED}-{hashlib.sha256(repr(own.layout).encode()).hexdigest()[:8]}"
     if link:
         own = add(_had(drawer, what, link) or _begun(drawer, start, link, own.layout), own)
-    drawer.keep(what, 0, own)
+    drawer.keep(what, drawer.newest(what) + 1, own, last=LAST)
     return {**message, **own} if len(message) > len(own) else own
 
 
@@ -55,11 +56,17 @@ def leaving(drawer: Drawer, coding: Coding, seed: int, round: int, update: Adapt
 
 
 def _had(drawer: Drawer, what: str, link: str) -> Adapter | None:
-    try:
-        found = drawer.recall(what, 0)
-    except StateError:
-        return None
-    return flat(found[1]) if found and digest(found[1]) == link else None
+    """What arrived with this digest. A round that broke off has sent more since, so the last few are looked at."""
+    for number in range(drawer.newest(what), 0, -1):
+        try:
+            found = drawer.recall(what, number)
+        except StateError:
+            continue
+        if found is None:
+            return None
+        if digest(found[1]) == link:
+            return flat(found[1])
+    return None
 
 
 def _begun(drawer: Drawer, start: Adapter, link: str, layout: Layout) -> Adapter:

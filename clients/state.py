@@ -9,7 +9,6 @@ patch embedding in cipher order, beside the public one, shows the key.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from fl import durable
 from fl.adapter import Adapter
 
 
@@ -39,25 +39,28 @@ class Drawer:
             raise StateError(f"what is kept between rounds needs a run's name of a-z, 0-9, _ and -, got {self.run[:60]!r}")
         return Path(self.state).expanduser() / self.run / f"client-{self.client:03}"
 
-    def keep(self, what: str, round: int, tensors: Adapter, last: int = 2) -> None:
+    def keep(self, what: str, round: int, tensors: Adapter, last: int = 4) -> None:
         """Write ``what`` as it stands after ``round``, whole or not at all.
 
         Of those of earlier rounds ``last - 1`` stay, for a round that is to be repeated; of later ones, which an attempt
         that was broken off left behind, none.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # gradients of pictures are nobody else's business
-        path = self._path(what, round)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        with fresh.open("wb") as file:
-            # cloned, since two names may stand for one tensor, which the format refuses
-            file.write(save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-        _sync(self.folder)
+        # cloned, since two names may stand for one tensor, which the format refuses
+        durable.write(self._path(what, round), save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}))
         rounds = self._rounds(what)
         for other in set(rounds) - set([r for r in rounds if r <= round][-last:]):
             self._path(what, other).unlink()
+
+    def newest(self, what: str) -> int:
+        """The round of the newest ``what``; 0 where there is none."""
+        return max(self._rounds(what), default=0)
+
+    def rewind(self, round: int, *whats: str) -> None:
+        """Let all that was kept of ``whats`` after ``round`` be as if it had not been."""
+        for what in whats:
+            for later in (r for r in self._rounds(what) if r > round):
+                self.forget(what, later)
 
     def forget(self, what: str, round: int) -> None:
         """Let ``what`` of ``round`` be as if it had not been kept; what stood before it stands again."""
@@ -84,12 +87,3 @@ class Drawer:
     def _rounds(self, what: str) -> list[int]:
         found = (re.fullmatch(rf"{what}-(\d+)\.safetensors", p.name) for p in self.folder.glob(f"{what}-*.safetensors"))
         return sorted(int(match[1]) for match in found if match)
-
-
-def _sync(folder: Path) -> None:
-    """Make the renaming itself last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

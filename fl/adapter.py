@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterable, Iterator, Literal, Mapping, NamedTuple, Sequence, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
+from fl import durable
 from fl.flat import Flat, Layout
 
 Adapter = Mapping[str, Tensor]
@@ -222,9 +223,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def save(adapter: Mapping[str, Tensor], path: Path) -> None:
     """Write ``path`` (safetensors) whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({n: t.contiguous() for n, t in adapter.items()}, fresh)
-    os.replace(fresh, path)
+    durable.write(path, safetensors({n: t.contiguous() for n, t in adapter.items()}))
 
 
 def load(path: Path) -> Adapter:

@@ -25,34 +25,17 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from fl.adapter import Group
 from fl.recipe import Recipe
+from fl.sections import Checkpoint, Gate, Node, Seal
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Record = TypeVar("Record", bound=BaseModel)
+OWN = frozenset(  # what changes no result: places, and how patient whom is
+    "key output state engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
+)
 
 
 class ConfigError(ValueError):
     """A config that cannot run: one line that says what must hold, what was got and what to do."""
-
-
-class Node(BaseModel):
-    """What one machine sets for itself; None leaves the run's own value."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    key: str | None = None
-    data_root: str | None = None
-    weights: str | None = None
-    device: str | None = None
-    state: str | None = None
-    rank: PositiveInt | None = None
-
-
-class Seal(BaseModel):
-    """The fixed point of blind aggregation, as `fl.wire.masks.Terms` has it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    bits: Literal[12, 16, 32]
-    largest: int = Field(ge=1)                          # images of a client, at most
-    clip: float = Field(gt=0, allow_inf_nan=False)      # a weighted update's value, at most
 
 
 class Config(BaseModel):
@@ -79,6 +62,11 @@ class Config(BaseModel):
     keep: float = Field(ge=0)                  # gigabytes of prepared images that a worker process keeps
     wait: float = Field(gt=0, allow_inf_nan=False)      # seconds for all nodes to come
     timeout: float = Field(gt=0, allow_inf_nan=False)   # seconds without any answer in a round
+    quorum: float = Field(gt=0, le=1)          # of those asked, whose answers must be admitted
+    retries: int = Field(ge=0)                 # of a round that was below the quorum
+    gate: Gate
+    checkpoint: Checkpoint
+    resume: str | None = Field(default=None, pattern=r"^[a-z0-9_-]{1,128}$")   # the run in output to go on with
     key: str
     output: str
     state: str                                 # where a client keeps what outlives a round
@@ -134,11 +122,19 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that two parties share exactly when they compute the same run (places may differ)."""
-        places = {"key", "output", "state", "engine", "diagnostics", "device", "nodes", "keep", "wait", "timeout", "rank"}
-        shared = self.model_dump(exclude=places)
+        return hashlib.sha256(json.dumps(self.shared(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def shared(self) -> dict[str, Any]:
+        """What all parties of a run must have alike."""
+        return self.shared_of(self.model_dump())
+
+    @staticmethod
+    def shared_of(values: dict[str, Any]) -> dict[str, Any]:
+        """What all must have alike of a config that was written down."""
+        shared = {k: v for k, v in values.items() if k not in OWN}
         for part, local in (("data", "root"), ("model", "weights")):
             shared[part] = {k: v for k, v in shared[part].items() if k != local}
-        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
+        return json.loads(json.dumps(shared))
 
     def at_node(self, settings: Node) -> Config:
         """This config as one machine sees it: its own key file, data folder, weights file, device, rank."""

@@ -4,17 +4,22 @@
                    environment.json    versions, machine, commit
                    rounds.jsonl        one line for each round
                    summary.json        accuracy, bytes, seconds, ratio to full-model FedAvg
+                   checkpoints/        from which a run that broke off is resumed (strategies/checkpoint.py)
                    adapter.safetensors the final global adapter, in plain order, and as base.<name> how the base has changed;
                                        of a blind run written by a client, and beside it
                    sealed.safetensors  what a blind server has: the sealed sums, from which who has the key gets all
                    curve.svg           accuracy and loss by round
                    preview.png         plain images above encrypted ones, and
                    split.json          who trains and tests on which image: written by a client, who alone knows
+
+Each file is written whole or not at all, so that a run can be killed at any moment. A folder is one process's at a time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sys
 import time
 from datetime import datetime
@@ -22,26 +27,69 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
+from fl import durable
 from fl.adapter import Adapter, save
-from fl.config import Config
+from fl.config import Config, ConfigError
 from fl.provenance import environment
 
 
 class Journal:
-    """The record of one run: lines on the screen and, once it has begun, files in ``folder`` (absolute, new)."""
+    """The record of one run: lines on the screen and, once it has begun, files in ``folder`` (absolute, new).
+
+    A run that is to be resumed has a folder. Raises ConfigError when there is none, or when its config was another.
+    """
 
     def __init__(self, config: Config, run: str) -> None:
-        self.config, self.run = config, run
-        self.folder = (Path(config.output).expanduser() / run).resolve()
+        self.config, self.run = config, config.resume or run
+        self.folder = (Path(config.output).expanduser() / self.run).resolve()
         self.rounds: list[dict[str, Any]] = []
-        self._began = time.monotonic()
+        self._lines: list[str] = []
+        self._began, self._lock = time.monotonic(), -1
+        if config.resume:
+            same_run(self.folder, config)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end, once and for all."""
+        return bool(self.config.resume) and (self.folder / "summary.json").exists()
 
     def begin(self) -> None:
-        """Make the folder and write what is known before round 1; a run that cannot begin leaves nothing."""
+        """Make the folder and write what is known before round 1; a run that cannot begin leaves nothing.
+
+        Raises ConfigError while another process has the folder.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(self.config.model_dump())))
-        self._write("environment.json", environment())
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, however that ends
+        except BlockingIOError:
+            self.close()
+            raise ConfigError(f"a run's folder is one process's at a time, but another one is at work in {self.folder}; wait for it, or end it") from None
+        if not self.config.resume:
+            durable.write(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config.model_dump())))
+        self._write("environment.json", environment() | self._earlier())
+
+    def _earlier(self) -> dict[str, Any]:
+        try:
+            return {"resumed": json.loads((self.folder / "environment.json").read_text())} if self.config.resume else {}
+        except (OSError, ValueError):
+            return {}
+
+    def rewind(self, round: int) -> None:
+        """Of a run that is resumed keep the rows up to ``round``, after which it goes on."""
+        if not self.config.resume:
+            return
+        lines = (self.folder / "rounds.jsonl").read_bytes().splitlines() if (self.folder / "rounds.jsonl").exists() else []
+        for line in lines:
+            try:
+                row = json.loads(line)
+                if row["round"] <= round:
+                    self.rounds.append(row), self._lines.append(json.dumps(row) + "\n")
+            except (ValueError, KeyError, TypeError):
+                self.say("warning: a line of rounds.jsonl cannot be read and is left out")
+        self.say(f"{self.run}: going on after round {round} of {self.config.rounds}")
 
     def say(self, line: str) -> None:
         """One line on the screen, over the progress line if there is one."""
@@ -52,11 +100,19 @@ class Journal:
         if sys.stdout.isatty():
             print(f"\r\x1b[K{line}", end="", flush=True)
 
+    def note(self, line: str) -> None:
+        """A line now and then where `progress` shows nothing: in a log."""
+        if not sys.stdout.isatty():
+            self.say(line)
+
     def round(self, row: dict[str, Any]) -> None:
-        """Keep one round's row, append it to rounds.jsonl, and say it in a line with the time left."""
+        """Keep one round's row in rounds.jsonl, and say it in a line with the time left; a full disk is no end of the run."""
         self.rounds.append(row)
-        with (self.folder / "rounds.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._lines.append(json.dumps(row) + "\n")
+        try:
+            durable.write(self.folder / "rounds.jsonl", "".join(self._lines))
+        except OSError as error:
+            self.say(f"warning: rounds.jsonl could not be written ({error.strerror}); make room: the next round tries again")
         done, total = row["round"], self.config.rounds
         left = sum(r["seconds"] for r in self.rounds) / done * (total - done)
         loss = f"train loss {row['train_loss']:.4f}" if "train_loss" in row else "train loss not told"
@@ -78,20 +134,48 @@ class Journal:
             "best_accuracy": max(row["accuracy"] for row in scored),
             "evaluated_on": self.config.evaluate_on,
             "rounds": len(self.rounds),
-            "seconds": round(time.monotonic() - self._began, 3),
+            "seconds": round(sum(row["seconds"] for row in self.rounds) if self.config.resume else time.monotonic() - self._began, 3),
         } | summary
         save(adapter, self.folder / f"{name}.safetensors")
-        self._write("summary.json", summary)
-        (self.folder / "curve.svg").write_text(curve([(row["round"], row["accuracy"], row["loss"]) for row in scored], self.run))
+        durable.write(self.folder / "curve.svg", curve([(row["round"], row["accuracy"], row["loss"]) for row in scored], self.run))
         count = f"{summary['examples']} " if summary["examples"] else ""
         self.say(f"accuracy {told(summary)} on {count}{self.config.evaluate_on} images of {summary['clients']} clients")
         if summary["personal"]:
             self.say(f"the clients' own models: {told(summary['personal'])}")
+        self._write("summary.json", summary)  # the last, since it says that the run is done
         self.say(f"output: {self.folder}")
         return summary
 
+    def close(self) -> None:
+        """Let the folder go."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
     def _write(self, name: str, value: Any) -> None:
-        (self.folder / name).write_text(json.dumps(value, indent=2) + "\n")
+        durable.write(self.folder / name, json.dumps(value, indent=2) + "\n")
+
+
+def same_run(folder: Path, config: Config) -> None:
+    """Raise ConfigError, with what differs, unless ``config`` asks for the run that began in ``folder``."""
+    try:
+        written = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        theirs = flat(config.shared_of(written))
+    except (OSError, AttributeError, KeyError, TypeError, YAMLError) as error:
+        near = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))[-3:]
+        raise ConfigError(f"resume must name a run in {folder.parent}, got {folder.name!r} ({type(error).__name__}); the newest are {', '.join(near) or 'none'}") from None
+    ours = flat(config.shared())
+    differ = [f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}" for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    if differ:
+        raise ConfigError(f"a run is resumed with the config that it began with, but {'; '.join(differ[:5])}{'; ...' if differ[5:] else ''}")
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The ends of a nested mapping under their paths, as in ``recipe.lr.head``."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def run_name(config: Config) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import nullcontext
 from typing import Callable, Iterator, NamedTuple
 
@@ -74,7 +75,7 @@ def fit(
     optimizer = _optimizer(groups, recipe)
     total = recipe.epochs * _steps(len(examples.labels), recipe.batch)
     model.train()
-    losses, seen = torch.zeros((), device=device), 0
+    losses, seen, taken, began = torch.zeros((), device=device), 0, 0, time.monotonic()
     for step, chosen in enumerate(_batches(len(examples.labels), recipe, stream)):
         images, labels = examples.at(chosen)
         images = prepare(images, stream) if prepare else images
@@ -92,11 +93,13 @@ def fit(
             grads.buffer.mul_((recipe.clip / (grads.buffer.norm() + 1e-6)).clamp(max=1.0))
         optimizer.step()
         losses += loss.detach()
-        seen += len(chosen)
-    mean = float(losses) / total
+        seen, taken = seen + len(chosen), step + 1
+        if recipe.deadline and time.monotonic() - began > recipe.deadline:
+            break  # before the next step, whatever it would take: the updates of slow machines are worth having
+    mean = float(losses) / taken
     if not math.isfinite(mean):
         raise TrainingError(f"the training loss must stay finite, got {mean}; lower recipe.lr or set recipe.clip=1")
-    return Fitted(total, mean, seen, None if raw is None else Flat((raw / total).cpu(), grads.layout))
+    return Fitted(taken, mean, seen, None if raw is None else Flat((raw / taken).cpu(), grads.layout))
 
 
 @torch.no_grad()

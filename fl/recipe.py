@@ -31,7 +31,8 @@ class Recipe:
     whole gradient; 0 turns it off. ``groups`` are those that train this round; () is all that the method trains. Those of
     ``keep`` train and stay at home: a client takes them from its own state, first from what it received or else started
     with, and does not send them back. ``control`` is SCAFFOLD: variates travel beside the weights, both ways
-    (`strategies.scaffold`).
+    (`strategies.scaffold`). ``deadline`` is the seconds after which training stops, at least one step old, with what it has; 0
+    is none, and only without one is a round the same on every machine.
     """
 
     lr: dict[str, Amount]
@@ -49,6 +50,7 @@ class Recipe:
     groups: tuple[Group, ...] = ()
     keep: tuple[Group, ...] = ()
     control: bool = False
+    deadline: Amount = 0.0
 
     def sent(self, adapter: Adapter) -> Adapter:
         """Of ``adapter`` what an update under this recipe holds: what is of ``groups`` and not of ``keep``, with its riders."""

@@ -29,14 +29,15 @@ from fl.wire.flat import WireError, unpack
 from fl.wire.ledger import Entry, entry
 from fl.wire.masks import SealError
 from strategies import ClientInfo, Update
-from strategies.blind import Answer, Question, drive, federate
+from strategies import blind as blind_server
 from strategies.catchup import Catchup
+from strategies.checkpoint import Checkpoints, IntegrityError
 from strategies.downlink import Downlink
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, Watch, history_row, totals
 from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_own
 from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
-
+from strategies.talk import Answer, Question, QuorumLost, RunFailed, drive
 
 Train = Callable[..., tuple[Adapter, int, dict[str, float]]]
 
@@ -50,9 +51,15 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     agree(rolls, code_digest())
     for line in remarks(rolls):
         journal.say(line)
-    if config.blind:
-        return blindly(config, journal, clients, rolls, train)
-    strategy = build(config.strategy, recipe=config.recipe)
+    try:
+        return (blindly if config.blind else clearly)(config, journal, clients, rolls, train)
+    finally:
+        journal.close()
+
+
+def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls: list[Roll], train: Train) -> dict:
+    """The run, with a server that sees each update. Nothing is tried again here: what fails ends it."""
+    number, strategy = len(clients), build(config.strategy, recipe=config.recipe)
     infos = [ClientInfo(roll.client, roll.train, roll.evaluate, roll.rank) for roll in rolls]
     enough(strategy, config, number)
     one_rank(strategy, config, infos)
@@ -60,8 +67,14 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     state, downlink = strategy.init(start), Downlink(wire, catchup, config.seed, start)
     journal.begin()
     local.keepsakes(clients[0], journal.folder)
+    checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
+    done, kept = checkpoints.newest() if config.resume else (0, None)
+    journal.rewind(done)
+    if done:
+        state = kept["state"]
+        catchup.recall(kept["catchup"]), downlink.recall(kept["downlink"])
 
-    for round in range(1, config.rounds + 1):
+    for round in range(done + 1, config.rounds + 1):
         began, ledger, members = time.monotonic(), [], cohort(config, round, number)
         watch = Watch(few=len(members) <= config.diagnostics)
 
@@ -83,7 +96,7 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
                 received = deliver("train", i, round - 1, given)
                 adapter, examples, metrics = train(clients[i], round, recipe, received, scores_own(config, round), journal.run)
                 up = leaving(clients[i].drawer(journal.run), wire, config.seed, round, adapter)
-                update = admit(Update(i, unpack(up, wire.differences), examples, metrics), recipe.sent(given), infos[i])
+                update = admit(Update(i, unpack(up, wire.differences), examples, metrics), recipe.sent(given), infos[i], config.gate.norm)
                 ledger.append(entry("train", "up", up.header, up.nbytes))
                 yield watch.see(given, update)
 
@@ -93,7 +106,10 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
         if evaluates(config, round):
             view = strategy.view(state)
             scores = [Evaluation(c.index, *local.score(c, deliver("evaluate", c.index, round, view))) for c in clients]
-        journal.round(history_row(round, watch, scores, ledger, time.monotonic() - began))
+        row = history_row(round, watch, scores, ledger, time.monotonic() - began)
+        journal.round(row)
+        tree = {"state": state, "catchup": catchup.kept(), "downlink": downlink.kept()}
+        checkpoints.commit(round, tree, row.get("accuracy"))
 
     return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), catchup.whole(state, strategy.view(state)))
 
@@ -118,27 +134,44 @@ def blindly(config: Config, journal: Journal, clients: list[local.Client], rolls
                 yield Answer(i, said, up)
                 break
 
-    talk = federate(config, journal, rolls, clients[0].bench.start, ledger)
+    talk = blind_server.federate(config, journal, rolls, clients[0].bench.start, ledger)
     local.keepsakes(clients[0], journal.folder)
     return drive(talk, answers)
 
 
 def main(arguments: list[str]) -> int:
-    """The command. Returns the exit status: 0 ok, 2 a config, key, data or weights that cannot run, 4 a run that failed."""
+    """The command. Returns the exit status.
+
+    0 ok, 2 a config, key, data or weights that cannot run, 4 a run that failed, 5 a quorum that was lost, 6 checkpoints that
+    are damaged, 130 an end from the keyboard.
+    """
     if {"-h", "--help"} & set(arguments):
         print(__doc__.strip())
         return 0
     try:
         config = load(shlex.join(arguments))
         journal = Journal(config, run_name(config))
+        if journal.finished:
+            journal.say(f"{journal.run} is finished; there is nothing to resume")
+            return 0
         run(config, journal)
     except (ConfigError, KeyFileError, DataError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RollCallError, Refused, TrainingError, StateError, SealError, WireError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 4
+        return failed(error, 2)
+    except QuorumLost as error:
+        return failed(error, 5)
+    except IntegrityError as error:
+        return failed(error, 6)
+    except (RollCallError, RunFailed, Refused, TrainingError, StateError, SealError, WireError, OSError) as error:
+        return failed(error, 4)
+    except KeyboardInterrupt:
+        return failed(f"stopped; go on with the same words and resume={journal.run}", 130)
     return 0
+
+
+def failed(reason: object, status: int) -> int:
+    """Say why in a line; returns the exit ``status``."""
+    print(f"error: {reason}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

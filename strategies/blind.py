@@ -3,11 +3,11 @@
 Each client opens the sum, takes the strategy's step itself (`clients.blind`) and trains from there; so nothing goes down
 before round 2, and then one sum for each round that a client has not seen. One client of the round, the first, reports: it
 opens the sum first and tells the server the mean training loss and, once all have been evaluated, the accuracy over all of
-them: what the server ever learns of the model. A sum that does not open is dropped, and the round with it.
+them: what the server ever learns of the model. A sum that does not open is dropped, and the round is tried again.
 
 For who was away the server keeps the state that the reporting client locks, and the sums since: useless without the key,
 complete with it. The whole federation stands here, without a word on how messages travel: `federate` asks, and whoever
-drives it (`simulations.loop`, `strategies.flower`) brings the answers.
+drives it (`simulations.loop`, `strategies.flower`) brings the answers. Its checkpoints are what it has: sealed, too.
 """
 
 from __future__ import annotations
@@ -26,173 +26,167 @@ from fl.journal import Journal
 from fl.wire import sealed
 from fl.wire.flat import Packed, WireError, pack, unpack
 from fl.wire.ledger import Entry, summarise
-from fl.wire.octets import octets
 from fl.wire.sealed import Sealed, Total
 from strategies import ClientInfo, State, Strategy
+from strategies.checkpoint import Checkpoints
+from strategies.gate import SLACK, Refused
 from strategies.history import totals
-from strategies.plan import cohort, enough, evaluates, may_be_blind, one_rank
+from strategies.memory import OCTETS, Memory
+from strategies.plan import cohort, evaluates, may_be_blind, one_rank
+from strategies.plan import enough as enough_for
 from strategies.rollcall import Roll, summary
+from strategies.talk import Answer, Facts, Question, Talk, again, enough, lines, say
 
-OCTETS = octets()
 SCORE = 1           # values in a sealed evaluation
 OFTEN = 10          # rounds after which a client locks the state anew, where all clients take part in all of them
 
-Facts = dict[str, Any]
 
-
-class Question(NamedTuple):
-    """``kind`` is train, evaluate or report; of each client's messages the next is sent while it answers that it is behind."""
-
-    kind: str
-    round: int
-    messages: Mapping[int, Iterator[tuple[Packed, Facts]]]
-
-
-class Answer(NamedTuple):
-    """What a client answered; ``packed`` is None where there is nothing but facts."""
-
-    client: int
-    facts: Facts
-    packed: Packed | None
-
-
-class Memory:
-    """What a blind server has: the newest locked state, the sums of the rounds after it, and what each client has seen."""
-
-    def __init__(self, run: str) -> None:
-        self.run = run
-        self.state: tuple[int, Tensor] | None = None
-        self.sums: dict[int, Total] = {}
-        self._seen: dict[int, int] = {}
-
-    def add(self, round: int, total: Total) -> None:
-        """Keep the sum of ``round``."""
-        self.sums[round] = total
-
-    def drop(self, round: int, client: int) -> None:
-        """Forget the sum of ``round``, which ``client`` was sent and did not take."""
-        del self.sums[round]
-        self._seen[client] = round - 1
-
-    def lock(self, round: int, state: Tensor) -> None:
-        """Keep the locked state after ``round``; one sum stays, since who is one round behind needs no more."""
-        self.state, self.sums = (round, state), {r: t for r, t in self.sums.items() if r >= round}
-
-    def messages(self, client: int, upto: int, facts: Mapping[str, Any]) -> Iterator[tuple[Packed, Facts]]:
-        """What ``client`` lacks to stand after round ``upto``, and then, should it be behind even so, all that there is."""
-        since = self._seen.get(client, 0)
-        self._seen[client] = upto
-        held = self.state is None or since >= self.state[0] - 1
-        for tensors, start in (self.after(since) if held else self.all(), self.all()):
-            yield pack(tensors, OCTETS), {"run": self.run, **facts, "since": start, "upto": upto}
-
-    def after(self, since: int) -> tuple[Adapter, int]:
-        """The sums of the rounds after ``since``, named for the wire, and ``since``."""
-        return {n: t for r, s in self.sums.items() if r > since for n, t in sealed.named(f"{r:05}", s).items()}, since
-
-    def all(self) -> tuple[Adapter, int]:
-        """The locked state with the sums since, and its round."""
-        if self.state is None:
-            return self.after(0)
-        round, state = self.state
-        return {"sealed.state": state, **self.after(round)[0]}, round
-
-
-def federate(
-    config: Config, journal: Journal, rolls: Sequence[Roll], start: Adapter, ledger: list[Entry]
-) -> Generator[Question, Iterable[Answer], dict[str, Any]]:
+def federate(config: Config, journal: Journal, rolls: Sequence[Roll], start: Adapter, ledger: list[Entry]) -> Talk:
     """The federation that ``config`` describes, as questions to clients; returns the summary.
 
     ``start`` is the adapter that all start from. Whoever asks the questions enters all that travels in ``ledger``. Raises
-    ConfigError before the first question.
+    ConfigError before the first question, IntegrityError for checkpoints that are all damaged, and QuorumLost.
     """
     strategy = build(config.strategy, recipe=config.recipe)
     infos = [ClientInfo(roll.client, 0, 0, roll.rank) for roll in rolls]
     may_be_blind(strategy, config, infos)
     one_rank(strategy, config, infos)
-    enough(strategy, config, len(rolls))
+    enough_for(strategy, config, len(rolls))
     first = strategy.init(start)
     journal.begin()
-    return _rounds(config, journal, rolls, strategy, first, ledger)
+    return _rounds(Run(config, journal, rolls, strategy, first, Memory(journal.run)), ledger)
 
 
-def _rounds(
-    config: Config, journal: Journal, rolls: Sequence[Roll], strategy: Strategy, first: State, ledger: list[Entry]
-) -> Generator[Question, Iterable[Answer], dict[str, Any]]:
-    memory, before = Memory(journal.run), list(ledger)
-    for round in range(1, config.rounds + 1):
+class Run(NamedTuple):
+    """What stays of one run from round to round."""
+
+    config: Config
+    journal: Journal
+    rolls: Sequence[Roll]
+    strategy: Strategy
+    first: State
+    memory: Memory
+
+
+Heard = Generator[Question, Iterable[Answer], tuple[dict[str, Any], list[Refused]]]
+"""What a round's row gains, and what was refused."""
+
+
+def _rounds(run: Run, ledger: list[Entry]) -> Talk:
+    config, journal, memory, before = run.config, run.journal, run.memory, [summarise(ledger)]
+    checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
+    done, kept = checkpoints.newest() if config.resume else (0, None)
+    journal.rewind(done)
+    if done:
+        before = kept["before"] + before
+        memory.recall(kept["memory"])
+    for round in range(done + 1, config.rounds + 1):
         ledger.clear()
-        began, members = time.monotonic(), cohort(config, round, len(rolls))
-        recipe, given = strategy.ask(first, round, ClientInfo(members[0], 0, 0, rolls[members[0]].rank))
-        size, scored = count(recipe.sent(given)), evaluates(config, round)
-        away = config.fraction < 1 or round % OFTEN == 0
-        ask = {"round": round}
-        came = yield Question("train", round, {c: memory.messages(c, round - 1, ask) for c in members})
-        total, refused = gather(came, size, config.seal.bits)
-        row: dict[str, Any] = {"round": round, "cohort": members, "clients": [], "refused": refused}
-        if total is None:
-            row["skipped"] = "no message could be added"
-        else:
+        began = time.monotonic()
+        row, refused = yield from _train(run, round)
+        if evaluates(config, round):
+            scored, unscored = yield from _evaluate(run, round)
+            row, refused = row | scored, refused + unscored
+        row = {"round": round, "clients": []} | row | ({"refused": lines(refused)} if refused else {})
+        journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
+        checkpoints.commit(round, {"memory": memory.kept(), "before": before}, row.get("accuracy"))
+    return journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
+
+
+def _train(run: Run, round: int) -> Heard:
+    """Add the round's sum to the memory, one that opens and holds a quorum's messages at least."""
+    config, memory, refused = run.config, run.memory, []
+    members = cohort(config, round, len(run.rolls))
+    recipe, given = run.strategy.ask(run.first, round, ClientInfo(members[0], 0, 0, run.rolls[members[0]].rank))
+    size, need = count(recipe.sent(given)), enough(config, len(members), run.strategy.fewest)
+    away = config.fraction < 1 or round % OFTEN == 0
+    for attempt in range(config.retries + 1):
+        messages = {c: memory.messages(c, round - 1, {"round": round}) for c in members}
+        came = yield Question("train", round, messages, sealed.size(size, 32) + SLACK)
+        total, out = gather(came, size, config.seal.bits)
+        got = len(total.members) if total else 0
+        if got >= need:
             memory.add(round, total)
-            reporter = members[0]
-            wish = {**ask, "state": away}
-            (told,) = yield Question("report", round, {reporter: memory.messages(reporter, round, wish)})
-            if "refused" in told.facts:
-                memory.drop(round, reporter)
-                row["skipped"] = str(told.facts["refused"])
-            else:
-                row |= figures(told, "train_loss", "clipped") if "train_loss" in told.facts else {}  # of one client alone it is not
+            inside = [c for c, _ in total.members]
+            told = yield from _report(round, inside, lambda c: memory.messages(c, round, {"round": round, "state": away}), out)
+            if told:
+                refused += out
+                say(run.journal, round, out)
                 if away and told.packed is not None:
                     memory.lock(round, state_of(told.packed))
-        for line in [f"client {c}'s message is left out: {why}" for c, why in refused.items()] + [row.get("skipped", "")]:
-            if line:
-                journal.say(f"round {round}: {line}")
-        if scored:
-            last = round == config.rounds
-            scores, unscored = gather((yield Question("evaluate", round, {c: memory.messages(c, round, ask) for c in range(len(rolls))})), SCORE, 32)
-            for c, why in unscored.items():
-                journal.say(f"round {round}: client {c}'s evaluation is left out: {why}")
-            if scores is None:
-                raise WireError(f"round {round}: no client's evaluation could be added; look at their logs")
-            (told,) = yield Question("report", round, {0: scored_by(memory, round, scores, {**ask, "last": last})})
-            if "refused" in told.facts:
-                raise WireError(f"round {round}: the sum of the evaluations must open, but {told.facts['refused']}")
-            row |= figures(told, "accuracy", "loss") | ({"unscored": unscored} if unscored else {})
-        journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
-
-    return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, before), memory.all()[0], "sealed")
+                heard = figures(told, "train_loss", "clipped") if "train_loss" in told.facts else {}  # of one client alone it is not
+                return {"cohort": members} | heard, refused
+            memory.drop(round)
+            got = 0
+        refused += out
+        say(run.journal, round, out)
+        again(run.journal, round, attempt, got, need, len(members), out)
+    raise AssertionError("the last attempt returns or raises")
 
 
-def drive(talk: Generator[Question, Iterable[Answer], dict[str, Any]], answers: Callable[[Question], Iterable[Answer]]) -> dict[str, Any]:
-    """Bring the ``answers`` to all the questions of ``talk``, and return what it returns."""
-    try:
-        question = next(talk)
-        while True:
-            question = talk.send(answers(question))
-    except StopIteration as end:
-        return end.value
+def _evaluate(run: Run, round: int) -> Heard:
+    """The accuracy and loss over a quorum of all clients at least."""
+    config, memory, refused = run.config, run.memory, []
+    ask, need = {"round": round}, enough(config, len(run.rolls), 2)
+    for attempt in range(config.retries + 1):
+        messages = {c: memory.messages(c, round, ask) for c in range(len(run.rolls))}
+        scores, out = gather((yield Question("evaluate", round, messages, sealed.size(SCORE, 32) + SLACK)), SCORE, 32)
+        got = len(scores.members) if scores else 0
+        if got >= need:
+            wish, inside = {**ask, "last": round == config.rounds}, [c for c, _ in scores.members]
+            told = yield from _report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out)
+            if told:
+                refused += out
+                say(run.journal, round, out)
+                return figures(told, "accuracy", "loss"), refused
+            got = 0
+        refused += out
+        say(run.journal, round, out)
+        again(run.journal, round, attempt, got, need, len(run.rolls), out, "evaluations")
+    raise AssertionError("the last attempt returns or raises")
 
 
-def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Total | None, dict[int, str]]:
-    """The sum of the sealed messages in ``answers``, and by client why one was left out; None when none is left.
+def _report(
+    round: int, clients: Sequence[int], messages: Callable[[int], Iterator[tuple[Packed, Facts]]], refused: list[Refused]
+) -> Generator[Question, Iterable[Answer], Answer | None]:
+    """What the first of ``clients`` who answers tells of the sum; None when it does not open, or nobody answers."""
+    for client in clients:
+        (told,) = yield Question("report", round, {client: messages(client)})
+        if told.refused:
+            refused.append(told.refused)
+            continue
+        if "refused" in told.facts:  # and so would all others
+            refused.append(Refused(client, "seal", str(told.facts["refused"])))
+            return None
+        return told
+    return None
+
+
+def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Total | None, list[Refused]]:
+    """The sum of the sealed messages in ``answers``, and the refusals of those that were left out; None when none is left.
 
     A message is left out that is of another size than ``size`` words, or the second of a client: the list of who is in the
     sum is all that opening it needs.
     """
-    refused: dict[int, str] = {}
+    refused: list[Refused] = []
     seen: set[int] = set()
 
     def fitting() -> Iterator[Sealed]:
-        for client, facts, packed in answers:
+        for client, facts, packed, reason in answers:
             try:
+                if reason:
+                    raise reason
                 if client in seen:
                     raise WireError("it has sent one already")
                 came = unpack(packed, OCTETS) if packed else {}
                 nonce, payload = (came.get(f"sealed.{part}", torch.zeros(0, dtype=torch.uint8)).numpy() for part in ("nonce", "payload"))
                 if nonce.shape != (sealed.NONCE,) or payload.shape != (sealed.size(size, bits),):
                     raise WireError(f"it must have a nonce of {sealed.NONCE} bytes and {sealed.size(size, bits)} bytes more")
+            except Refused as error:
+                refused.append(error)
+                continue
             except WireError as error:
-                refused[client] = str(error)
+                refused.append(Refused(client, "seal", str(error)))
                 continue
             seen.add(client)
             yield Sealed(client, nonce.tobytes(), np.ascontiguousarray(payload))
@@ -202,9 +196,9 @@ def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Tot
     return (None, refused) if head is None else (sealed.add(chain([head], messages), size, bits), refused)
 
 
-def scored_by(memory: Memory, round: int, scores: Total, facts: Facts) -> Iterator[tuple[Packed, Facts]]:
+def scored_by(memory: Memory, client: int, round: int, scores: Total, facts: Facts) -> Iterator[tuple[Packed, Facts]]:
     """What the reporting client needs to open the ``scores``: it stands after ``round`` already, having been evaluated."""
-    for packed, told in memory.messages(0, round, facts):
+    for packed, told in memory.messages(client, round, facts):
         yield pack({**unpack(packed, OCTETS), **sealed.named("scores", scores)}, OCTETS), told
 
 

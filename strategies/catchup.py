@@ -26,6 +26,14 @@ class Catchup:
         """Whether the base never changes, so that `messages` gives one message alone."""
         return self._base is None
 
+    def kept(self) -> dict[int, int]:
+        """What a checkpoint holds of this memory: up to which round each client has the base."""
+        return dict(self._seen)
+
+    def recall(self, kept: Mapping[int, int]) -> None:
+        """Remember what `kept` gave."""
+        self._seen = dict(kept)
+
     def messages(
         self, state: State, upto: int, client: int, adapter: Adapter, facts: Mapping[str, Any] = {}
     ) -> Iterator[tuple[Adapter, dict[str, Any]]]:

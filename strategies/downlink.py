@@ -61,6 +61,16 @@ class Downlink:
             else:
                 yield self._all(client, message, facts_)
 
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint holds of this memory: what each client has, in the order in which it would be forgotten."""
+        adapters = {known.digest: known.adapter for known in self._had.values()}
+        return {"had": [(client, known.digest) for (client, _), known in self._had.items()], "adapters": adapters}
+
+    def recall(self, kept: Mapping[str, Any]) -> None:
+        """Remember what `kept` gave."""
+        known = {name: Known(adapter, name) for name, adapter in kept["adapters"].items()}
+        self._had = {(client, known[name].adapter.layout): known[name] for client, name in kept["had"]}
+
     def _all(self, client: int, message: Adapter, facts: dict[str, Any]) -> tuple[Packed, dict[str, Any]]:
         if not self._coding.lossy:
             return self._whole(message), facts

@@ -1,10 +1,12 @@
 """Questions out, answers back, over any Grid: in the order of the questions, each as soon as its turn has come.
 
-Flower's own ``send_and_receive`` sleeps three seconds between looks and gives all the answers at the end.
+Flower's own ``send_and_receive`` sleeps three seconds between looks and gives all the answers at the end. Here a client that
+fails, is silent or is not there costs the others nothing but the wait: its answer is the reason why there is none.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Iterator, Mapping
 
@@ -14,67 +16,75 @@ from flwr.serverapp import Grid
 from fl.journal import Journal
 from fl.wire.flat import WireError
 from fl.wire.records import facts_of
+from strategies.gate import Refused
+from strategies.talk import RunFailed
 
 POLL = 0.05  # seconds between looks for replies
-
-
-class RunFailed(RuntimeError):
-    """A run that cannot go on; the message names the client and its reason."""
+DEAD = re.compile(r"ActorDied|ActorUnavailable|RayActorError|WorkerCrashed|The actor (is dead|died)|OutOfMemoryError: Task was killed")
 
 
 def exchange(
     grid: Grid, seconds: float, messages: list[Message], client: Mapping[int, int], journal: Journal | None = None, doing: str = ""
-) -> Iterator[Message]:
-    """Send, and give out one reply for each message in the order of the messages, each as soon as its turn has come.
+) -> Iterator[Message | Refused]:
+    """Send, and give out for each message, in their order and each as soon as its turn has come, the reply or why there is none.
 
-    ``client`` numbers the node ids that are known by a number. Raises RunFailed, naming who, when a message could not be
-    sent, when a reply is an error, and when ``seconds`` pass without any.
+    ``client`` numbers the node ids that are known by a number. Who has not answered when ``seconds`` pass without any answer is
+    silent. Raises RunFailed when a worker of the engine has died: it would not be started again, and whose turn it is would
+    fail from then on.
     """
 
-    def name(node: int) -> str:
-        return f"client {client[node]}" if node in client else f"node {node}"
+    def refused(node: int, code: str, reason: str) -> Refused:
+        return Refused(client.get(node), code, reason, "" if node in client else f"node {node}")
 
-    sent = list(grid.push_messages(messages))
-    if len(sent) != len(messages) or not all(sent):
-        raise RunFailed("the engine must take every message, but refused some (too large, or the node has left)")
-    waiting = {str(i): m.metadata.dst_node_id for i, m in zip(sent, messages)}
-    turns, early = iter([str(i) for i in sent]), {}
-    turn, deadline = next(turns, None), time.monotonic() + seconds
-    while turn is not None:
-        came = list(grid.pull_messages(waiting.keys())) if waiting else []
-        for reply in came:
-            question = str(reply.metadata.reply_to_message_id)
-            if waiting.get(question) != reply.metadata.src_node_id:
-                continue  # an answer that was there already, or from a node that was not asked
-            del waiting[question]
-            _check(reply, name(reply.metadata.src_node_id))
-            early[question] = reply
-        if came:
-            deadline = time.monotonic() + seconds  # clients of one worker take turns: what must end is silence
-        if journal and came:
-            journal.progress(f"{doing}: {len(messages) - len(waiting)} of {len(messages)} clients")
-        if waiting and time.monotonic() > deadline:
-            late = ", ".join(sorted(name(node) for node in waiting.values()))
-            raise RunFailed(f"{late} did not answer within {seconds:.0f} s; look at its log, or raise wait and timeout")
-        if turn not in early:
-            time.sleep(0 if came else POLL)
-        while turn in early:
-            yield early.pop(turn)
-            turn = next(turns, None)
-            deadline = time.monotonic() + seconds  # who takes the answers may have been long: a client was behind, say
+    taken = {str(i) for i in grid.push_messages(messages) if i}
+    turns = [(str(m.metadata.message_id), m.metadata.dst_node_id) for m in messages]
+    waiting = {name: node for name, node in turns if name in taken}
+    early: dict[str, Message | Refused] = {
+        name: refused(node, "lost", "the engine must take every message, but refused this one (too large, or the node has left)")
+        for name, node in turns if name not in waiting
+    }  # fmt: skip
+    deadline = time.monotonic() + seconds
+    for name, node in turns:
+        while name not in early:
+            came = list(grid.pull_messages(waiting.keys()))
+            for reply in came:
+                question = str(reply.metadata.reply_to_message_id)
+                if waiting.get(question) != reply.metadata.src_node_id:
+                    continue  # an answer that was there already, or from a node that was not asked
+                del waiting[question]
+                early[question] = _judged(reply, refused)
+            if came:
+                deadline = time.monotonic() + seconds  # clients of one worker take turns: what must end is silence
+                if journal:
+                    journal.progress(f"{doing}: {len(messages) - len(waiting)} of {len(messages)} clients")
+            if time.monotonic() > deadline:
+                says = f"it did not answer within {seconds:.0f} s; look at its log, or raise wait and timeout"
+                early |= {late: refused(node, "silent", says) for late, node in waiting.items()}
+                waiting.clear()
+            elif name not in early:
+                time.sleep(0 if came else POLL)
+        yield early.pop(name)
+        deadline = max(deadline, time.monotonic() + seconds)  # who takes the answers may have been long: a client was behind, say
 
 
-def _check(reply: Message, name: str) -> None:
+def _judged(reply: Message, refused) -> Message | Refused:
+    """The reply itself, unless it is an error."""
+    node = reply.metadata.src_node_id
     if reply.has_error():
-        raise RunFailed(f"{name} failed: {_last_line(reply.error.reason)}")
+        reason = reply.error.reason or ""
+        if DEAD.search(reason):
+            raise RunFailed(f"a worker of the engine died while {refused(node, 'lost', 'it worked')} for it; start the run anew, or resume it")
+        return refused(node, "client_error", f"it failed: {_last_line(reason)}")
     try:
         facts = facts_of(reply)
     except WireError as error:
-        raise RunFailed(f"{name}: {error}") from None
+        return refused(node, "schema", str(error))
     if "error" in facts:
-        raise RunFailed(f"{name if facts.get('client') is None else 'client ' + str(facts['client'])}: {facts['error']}")
+        reason = refused(node, "client_error", str(facts["error"])[:500])
+        return Refused(facts["client"], reason.code, reason.reason) if reason.client is None and isinstance(facts.get("client"), int) else reason
+    return reply
 
 
 def _last_line(reason: str) -> str:
-    lines = [line.strip() for line in (reason or "no reason given").splitlines() if line.strip()]
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no reason given"

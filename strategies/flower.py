@@ -1,193 +1,145 @@
-"""The one adapter from `Strategy` to Flower: roll call, seeded cohorts, quorum, federated evaluation, over any Grid.
+"""The one adapter from strategies to Flower: roll call, questions out, answers back, over any Grid.
 
 Flower's own ``Strategy.start`` samples random node ids, adds replies in the order of their arrival, and calls a run
-completed in which every client failed. Here clients are known by their partition, replies are sorted, and a run in which
-a client fails ends with the client's own words.
+completed in which every client failed. Here clients are known by their partition, answers come sorted, each is judged alone,
+and a run that loses its quorum ends with the clients' own words.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from typing import Any, Callable, Iterable, Iterator, Mapping
+from typing import Any, Iterator
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fl.adapter import Adapter, digest
-from fl.config import Config, build
+from fl.config import Config
 from fl.journal import Journal
 from fl.provenance import code_digest
-from fl.recipe import Recipe
-from fl.wire.coding import WHOLE, coding
-from fl.wire.flat import Codecs, Packed, WireError, unpack
+from fl.wire.coding import WHOLE
+from fl.wire.flat import Packed, WireError, unpack
 from fl.wire.ledger import Entry, entry
-from fl.wire.records import facts_of, packed_of, serialised_bytes, to_content
-from strategies import ClientInfo, Update, blind
-from strategies.blind import Answer, Question, drive
-from strategies.catchup import Catchup
-from strategies.downlink import Downlink
-from strategies.exchange import POLL, RunFailed, exchange
-from strategies.gate import ALWAYS, OWN, admit
-from strategies.history import Evaluation, Watch, history_row, totals
-from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_own
-from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
+from fl.wire.records import TooLarge, facts_of, packed_of, serialised_bytes, to_content
+from strategies import blind, clear
+from strategies.exchange import POLL, exchange
+from strategies.gate import Refused, readable
+from strategies.rollcall import Roll, RollCallError, agree, remarks
+from strategies.talk import Answer, Question, RunFailed, drive
+
+COUNTDOWN = 30  # seconds between lines that say who is waited for, where there is no terminal to count down on
+Nodes = dict[int, int]
+"""Client -> node id."""
 
 
 def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
     """Run the federation that ``config`` describes over ``grid`` and return its summary.
 
-    Raises RunFailed, RollCallError and ConfigError.
+    Raises RunFailed (of which QuorumLost is one), RollCallError, IntegrityError and ConfigError.
     """
-    wire, before = coding(config), []
-    nodes, rolls = roll_call(grid, config, journal, before)
-    if config.blind:
-        return blindly(grid, config, journal, nodes, rolls, before)
-    strategy = build(config.strategy, recipe=config.recipe)
-    infos = {roll.client: ClientInfo(roll.client, roll.train or 0, roll.evaluate or 0, roll.rank) for roll in rolls}
-    enough(strategy, config, len(nodes))
-    one_rank(strategy, config, infos.values())
-    number = {node: client for client, node in nodes.items()}
-    start = starting_adapter(grid, config, nodes[0], rolls[0], before)
-    state, catchup = strategy.init(start), Catchup(strategy)
-    downlink = Downlink(wire, catchup, config.seed, start)
-    journal.begin()
-
-    for round in range(1, config.rounds + 1):
-        began, ledger, asked, orders_of = time.monotonic(), [], {}, {}
-        members = cohort(config, round, len(nodes))
-        watch = Watch(few=len(members) <= config.diagnostics)
-        for client in members:
-            asked[client] = recipe, given = orders(strategy, config, state, round, infos[client])
-            facts = {"run": journal.run, "round": round, "recipe": recipe.to_json(), "scored": scores_own(config, round)}
-            orders_of[client] = downlink.messages(state, round - 1, client, given, facts)
-        replies = converse(grid, config, journal, "train", round, orders_of, nodes, ledger)
-        state = strategy.apply(state, round, updates_of(replies, number, infos, asked, wire.differences, watch, ledger))
-
-        scores: list[Evaluation] = []
-        if evaluates(config, round):
-            view = strategy.view(state)
-            orders_of = {client: downlink.messages(state, round, client, view, {"run": journal.run}) for client in nodes}
-            for reply in converse(grid, config, journal, "evaluate", round, orders_of, nodes, ledger):
-                scores.append(evaluation_of(rolls[number[reply.metadata.src_node_id]], reply))
-                ledger.append(weigh("evaluate", "up", reply))
-        journal.round(history_row(round, watch, scores, ledger, time.monotonic() - began))
-
-    return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes, before), catchup.whole(state, strategy.view(state)))
-
-
-def blindly(
-    grid: Grid, config: Config, journal: Journal, nodes: Mapping[int, int], rolls: list[Roll], ledger: list[Entry]
-) -> dict[str, Any]:
-    """The run, with a server that can read nothing (`strategies.blind`): here is only how messages travel."""
-    number = {node: client for client, node in nodes.items()}
-
-    def answers(question: Question) -> Iterator[Answer]:
-        for reply in converse(grid, config, journal, question.kind, question.round, question.messages, nodes, ledger):
-            ledger.append(weigh(question.kind, "up", reply))
-            packed = packed_of(reply) if reply.content.array_records else None
-            yield Answer(number[reply.metadata.src_node_id], facts_of(reply), packed)
-
+    ledger: list[Entry] = []
+    nodes, rolls = roll_call(grid, config, journal, ledger)
     start = starting_adapter(grid, config, nodes[0], rolls[0], ledger)
-    return drive(blind.federate(config, journal, rolls, start, ledger), answers)
+    talk = (blind if config.blind else clear).federate(config, journal, rolls, start, ledger)
+    try:
+        return drive(talk, lambda question: answers(grid, config, journal, question, nodes, ledger))
+    finally:
+        journal.close()
 
 
-def converse(
-    grid: Grid,
-    config: Config,
-    journal: Journal,
-    kind: str,
-    round: int,
-    orders_of: Mapping[int, Iterator[tuple[Packed, dict[str, Any]]]],
-    nodes: Mapping[int, int],
-    ledger: list[Entry],
-) -> Iterator[Message]:
-    """Tell every client its first order and give out one reply of each, in the order of the clients.
+def answers(
+    grid: Grid, config: Config, journal: Journal, question: Question, nodes: Nodes, ledger: list[Entry]
+) -> Iterator[Answer]:
+    """Tell every client its first message and give out an answer of each, or why there is none, in the order of the clients.
 
-    Who answers that he is behind with the base is told the next one. What is said and such answers go to ``ledger``; the
-    replies given out do not. Raises RunFailed.
+    Who answers that he is behind is told the next one. Who is not there is not waited for. All that travels is entered in
+    ``ledger``.
     """
     number = {node: client for client, node in nodes.items()}
+    kind, there = question.kind, set(grid.get_node_ids())
 
     def tell(client: int) -> Message:
-        packed, facts = next(orders_of[client], (None, None))
+        packed, facts = next(question.messages[client], (None, None))
         if packed is None:
             raise RunFailed(f"client {client} must take what is sent whole, but is behind even so; look at its log")
-        told = message(kind, nodes[client], round, facts, packed)
+        told = message(kind, nodes[client], question.round, facts, packed)
         ledger.append(weigh(kind, "down", told))
         return told
 
+    for client in question.messages:
+        if nodes[client] not in there:
+            yield Answer(client, {}, None, Refused(client, "lost", "its node is away; start it again"))
     doing = {"train": "training", "evaluate": "evaluating", "report": "reporting"}[kind]
-    messages = [tell(client) for client in orders_of]
-    for reply in exchange(grid, config.timeout, messages, number, journal, f"round {round}/{config.rounds} {doing}"):
-        while facts_of(reply).get("behind"):
+    told = [tell(client) for client in question.messages if nodes[client] in there]
+    for reply in exchange(grid, config.timeout, told, number, journal, f"round {question.round}/{config.rounds} {doing}"):
+        while isinstance(reply, Message) and facts_of(reply).get("behind"):
             ledger.append(weigh(kind, "up", reply))
             (reply,) = exchange(grid, config.timeout, [tell(number[reply.metadata.src_node_id])], number)
-        yield reply
+        if isinstance(reply, Refused):
+            yield Answer(reply.client, {}, None, reply)
+            continue
+        answer = answer_of(number[reply.metadata.src_node_id], reply, question.most)
+        ledger.append(weigh(kind, "up", reply, known=not answer.refused))
+        yield answer
 
 
-def updates_of(
-    replies: Iterable[Message],
-    number: Mapping[int, int],
-    infos: Mapping[int, ClientInfo],
-    asked: Mapping[int, tuple[Recipe, Adapter]],
-    codec: Codecs,
-    watch: Watch,
-    ledger: list[Entry],
-) -> Iterator[Update]:
-    """The admitted updates in ``replies``, one at a time; what is kept of each goes to ``watch`` and ``ledger``.
-
-    ``asked`` holds for each client what it was asked and given, ``infos`` what it said of itself. Raises RunFailed and
-    Refused, which name the client.
-    """
-    for reply in replies:
-        update = update_of(number[reply.metadata.src_node_id], reply, codec)
-        recipe, given = asked[update.client]
-        admit(update, recipe.sent(given), infos[update.client])
-        ledger.append(weigh("train", "up", reply))
-        yield watch.see(given, update)
+def answer_of(client: int, reply: Message, most: int) -> Answer:
+    """What a reply says, measured before it is decoded."""
+    try:
+        packed = readable(client, packed_of(reply, most), most) if reply.content.array_records else None
+        return Answer(client, facts_of(reply), packed)
+    except TooLarge as error:
+        return Answer(client, {}, None, Refused(client, "size", str(error)))
+    except WireError as error:
+        return Answer(client, {}, None, Refused(client, "schema", str(error)))
+    except Refused as reason:
+        return Answer(client, {}, None, reason)
 
 
-def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry]) -> tuple[dict[int, int], list[Roll]]:
+def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry]) -> tuple[Nodes, list[Roll]]:
     """Wait for every node, ask each who it is, and return ``{client: node id}`` and the answers, both in client order.
 
     What it costs is added to ``ledger``. The first node to come says how many there are to be. Raises RollCallError when
     they do not come in time or differ, and RunFailed when one cannot work.
     """
     deadline = time.monotonic() + config.wait
-    answers: dict[int, Roll] = {}
-    expected = 0
-    while not expected or len(answers) < expected:
-        new = sorted(set(grid.get_node_ids()) - set(answers))
+    rolls: dict[int, Roll] = {}
+    expected, told = 0, 0.0
+    while not expected or len(rolls) < expected:
+        new = sorted(set(grid.get_node_ids()) - set(rolls))
         asked = [message("query", n, 0, {"run": journal.run}) for n in new]
         ledger += [weigh("query", "down", m) for m in asked]
-        replies = list(exchange(grid, config.wait, asked, {}))
+        replies = [answered(reply) for reply in exchange(grid, config.wait, asked, {})]
         ledger += [weigh("query", "up", r) for r in replies]
-        answers |= {reply.metadata.src_node_id: roll_of(reply) for reply in replies}
-        if answers and not expected:
-            expected = next(iter(answers.values())).of
+        rolls |= {reply.metadata.src_node_id: roll_of(reply, config) for reply in replies}
+        if rolls and not expected:
+            expected = next(iter(rolls.values())).of
             _check_number(config, expected)
             journal.say(f"{expected} clients; for another number: flwr run . --federation-config \"num-supernodes=N\", or simulations.launch --clients N")
         if not replies:
-            if time.monotonic() > deadline:
+            left = deadline - time.monotonic()
+            if left < 0:
                 raise RollCallError(
-                    f"{expected or 'some'} clients must come within {config.wait:.0f} s, got {len(answers)}; "
+                    f"{expected or 'some'} clients must come within {config.wait:.0f} s, got {len(rolls)}; "
                     "start more nodes or raise wait"
                 )
-            journal.progress(f"waiting for clients: {len(answers)} of {expected or '?'}, {deadline - time.monotonic():.0f} s left")
+            line = f"waiting for clients: {len(rolls)} of {expected or '?'}, {left:.0f} s left"
+            journal.progress(line)
+            if time.monotonic() - told > COUNTDOWN:
+                told = time.monotonic()
+                journal.note(line)
             time.sleep(POLL)
-    pairs = sorted(answers.items(), key=lambda pair: pair[1].client)
-    rolls = [roll for _, roll in pairs]
-    agree(rolls, code_digest())
-    for line in remarks(rolls):
+    pairs = sorted(rolls.items(), key=lambda pair: pair[1].client)
+    agree([roll for _, roll in pairs], code_digest())
+    for line in remarks([roll for _, roll in pairs]):
         journal.say(line)
-    return {roll.client: node for node, roll in pairs}, rolls
+    return {roll.client: node for node, roll in pairs}, [roll for _, roll in pairs]
 
 
 def starting_adapter(grid: Grid, config: Config, node: int, roll: Roll, ledger: list[Entry]) -> Adapter:
     """The adapter that every client starts from, sent by one of them and checked against what all announced."""
     question = message("query", node, 0, {"start": True})
-    (reply,) = exchange(grid, config.timeout, [question], {node: roll.client})
+    (reply,) = map(answered, exchange(grid, config.timeout, [question], {node: roll.client}))
     ledger += [weigh("query", "down", question), weigh("query", "up", reply)]
     try:
         start = unpack(packed_of(reply), WHOLE)
@@ -198,6 +150,13 @@ def starting_adapter(grid: Grid, config: Config, node: int, roll: Roll, ledger: 
     return start
 
 
+def answered(reply: Message | Refused) -> Message:
+    """The reply itself. Raises RunFailed when there is none: before round 1 nobody may be missing."""
+    if isinstance(reply, Refused):
+        raise RunFailed(str(reply))
+    return reply
+
+
 def _check_number(config: Config, brought: int) -> None:
     if config.clients and config.clients != brought:
         raise RollCallError(
@@ -206,34 +165,19 @@ def _check_number(config: Config, brought: int) -> None:
         )
 
 
-def update_of(client: int, reply: Message, codec: Codecs) -> Update:
-    """The update in a reply. Raises RunFailed, naming the client, when there is none that can be read."""
+def roll_of(reply: Message, config: Config) -> Roll:
+    """The answer to the roll call in a reply. Raises RollCallError when there is none that can be believed."""
+    node = reply.metadata.src_node_id
     try:
-        facts = facts_of(reply)
-        metrics = {name: float(facts["metrics"][name]) for name in (*ALWAYS, *(OWN if "own_loss" in facts["metrics"] else ()))}
-        return Update(client, unpack(packed_of(reply), codec), int(facts["examples"]), metrics)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RunFailed(f"client {client}: an update must hold an adapter, examples and metrics ({error})") from None
-
-
-def roll_of(reply: Message) -> Roll:
-    """The answer to the roll call in a reply. Raises RollCallError when there is none that can be read."""
-    try:
-        return Roll(**facts_of(reply))
+        roll = Roll(**facts_of(reply))
+        numbers = [roll.client, roll.of, *(n for n in (roll.train, roll.evaluate) if n is not None)]
+        if not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError("its numbers must be whole and not negative")
     except (TypeError, ValueError) as error:
-        raise RollCallError(f"node {reply.metadata.src_node_id} must answer the roll call ({error}); does it run this version?") from None
-
-
-def evaluation_of(roll: Roll, reply: Message) -> Evaluation:
-    """The evaluation in a reply. Raises RunFailed, naming the client, unless its sums are possible for its shard."""
-    try:
-        facts = facts_of(reply)
-        found = Evaluation(roll.client, float(facts["loss"]), int(facts["correct"]), int(facts["examples"]))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RunFailed(f"client {roll.client}: an evaluation must hold loss, correct and examples ({error})") from None
-    if not (math.isfinite(found.loss) and 0 <= found.correct <= found.examples == roll.evaluate):
-        raise RunFailed(f"client {roll.client}: an evaluation must be of its {roll.evaluate} images with a finite loss, got {found}")
-    return found
+        raise RollCallError(f"node {node} must answer the roll call ({error}); does it run this version?") from None
+    if (roll.train or 0) > config.gate.examples:
+        raise RollCallError(f"client {roll.client} may have at most gate.examples={config.gate.examples} images, says {roll.train}; raise it if that is so")
+    return roll
 
 
 def message(kind: str, node: int, round: int, facts: dict[str, Any], packed: Packed | None = None) -> Message:
@@ -242,7 +186,7 @@ def message(kind: str, node: int, round: int, facts: dict[str, Any], packed: Pac
     return Message(to_content(facts, packed), dst_node_id=node, message_type=known, group_id=str(round))
 
 
-def weigh(kind: str, way: str, sent: Message) -> Entry:
-    """The message's line in the ledger, from its serialised length."""
-    header = str(sent.content["facts"].get("header", ""))
+def weigh(kind: str, way: str, sent: Message, known: bool = True) -> Entry:
+    """The message's line in the ledger, from its serialised length; of one that is not ``known`` to be readable, that alone."""
+    header = str(sent.content["facts"].get("header", "")) if known else ""
     return entry(kind, way, header, serialised_bytes(sent))

@@ -1,46 +1,105 @@
-"""What an update must satisfy before arithmetic sees it: each reply is judged alone."""
+"""What an answer must satisfy before arithmetic sees it: each is judged alone, and one that is refused says why in a word."""
 
 from __future__ import annotations
 
 import math
-from typing import Mapping
+from typing import Any, Literal, Mapping, get_args
 
 import torch
 from torch import Tensor
 
-from fl.adapter import check_like
+from fl.adapter import check_like, norm
+from fl.wire.flat import Codecs, Packed, WireError, float32_bytes, unpack
 from strategies import ClientInfo, Update
 
+Code = Literal[
+    "lost",          # the engine could not deliver the question, or the node is away
+    "silent",        # no answer in time
+    "client_error",  # the client says that it failed
+    "size",          # more bytes than such an answer has
+    "schema",        # not the records, facts or header that an answer has
+    "stale",         # of another run, round, config or backbone
+    "layout",        # other tensors, or of other shapes
+    "non_finite",    # nan or inf
+    "norm",          # an update that is too long
+    "examples",      # a count of images that is not the roll call's
+    "metrics",       # numbers that cannot be
+    "seal",          # a sealed message that cannot be added
+]
+CODES: tuple[Code, ...] = get_args(Code)
 ALWAYS = ("loss", "steps", "seconds")
 OWN = ("own_loss", "own_correct", "own_examples")  # of the client's own model, where it was asked to score it
+SLACK = 4096  # bytes that an answer may have beyond twice its float32 form, whatever its codec
 
 
 class Refused(ValueError):
-    """An update that must not be aggregated; it names the client and the reason."""
+    """An answer that is not taken. It names who sent it; ``code`` is the reason in a word, ``reason`` in a line."""
+
+    def __init__(self, client: int | None, code: Code, reason: str, who: str = "") -> None:
+        super().__init__(f"{who or f'client {client}'}: {reason}")
+        self.client, self.code, self.reason = client, code, reason
 
 
-def admit(update: Update, like: Mapping[str, Tensor], info: ClientInfo) -> Update:
+def admit(update: Update, like: Mapping[str, Tensor], info: ClientInfo, longest: float = math.inf) -> Update:
     """``update`` itself, if it is one of the client that ``info`` describes.
 
-    Its names, shapes and dtypes are those of ``like``, its values finite, its counts of images those of the roll call.
-    Raises Refused.
+    Its names, shapes and dtypes are those of ``like``, its values finite, its norm at most ``longest``, its counts of images
+    those of the roll call. Raises Refused.
     """
+    client = update.client
     try:
         check_like(update.adapter, like)
     except ValueError as error:
-        raise Refused(f"client {update.client}: {error}") from None
+        raise Refused(client, "layout", str(error)) from None
     for name, tensor in update.adapter.items():
         if not math.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():  # the sum is quick, and inf for huge values, too
-            raise Refused(f"client {update.client}: {name} must be finite, got nan or inf; lower the learning rate")
+            raise Refused(client, "non_finite", f"{name} must be finite, got nan or inf; lower the learning rate")
+    if longest < math.inf and not (long := norm(update.adapter)) <= longest:
+        raise Refused(client, "norm", f"an update's norm must be at most gate.norm={longest:g}, got {long:g}")
     if not all(math.isfinite(value) and value >= 0 for value in update.metrics.values()):
-        raise Refused(f"client {update.client}: metrics must be finite and not negative, got {update.metrics}")
+        raise Refused(client, "metrics", f"metrics must be finite and not negative, got {update.metrics}")
     if update.metrics["steps"] < 1:
-        raise Refused(f"client {update.client}: an update needs at least 1 step, got {update.metrics['steps']}")
+        raise Refused(client, "metrics", f"an update needs at least 1 step, got {update.metrics['steps']}")
     if update.examples != info.examples:
-        raise Refused(
-            f"client {update.client}: an update must be of the {info.examples} images of the roll call, got {update.examples}"
-        )
+        raise Refused(client, "examples", f"an update must be of the {info.examples} images of the roll call, got {update.examples}")
     correct, own = (update.metrics.get(f"own_{name}", 0) for name in ("correct", "examples"))
     if not correct <= own or own not in (0, info.held):
-        raise Refused(f"client {update.client}: its own model's score must be of its {info.held} images, got {correct:.0f} of {own:.0f}")
+        raise Refused(client, "metrics", f"its own model's score must be of its {info.held} images, got {correct:.0f} of {own:.0f}")
     return update
+
+
+def update_of(client: int, facts: Mapping[str, Any], packed: Packed | None, codec: Codecs) -> Update:
+    """The update in an answer. Raises Refused when there is none that can be read."""
+    if packed is None:
+        raise Refused(client, "schema", "an update must hold an adapter, got none")
+    try:
+        metrics = {name: float(facts["metrics"][name]) for name in (*ALWAYS, *(OWN if "own_loss" in facts["metrics"] else ()))}
+        examples = facts["examples"]
+        if type(examples) is not int:
+            raise TypeError(f"examples must be a whole number, got {str(examples)[:40]}")
+        return Update(client, unpack(packed, codec), examples, metrics)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Refused(client, "schema", f"an update must hold an adapter, examples and metrics ({error})") from None
+
+
+def fresh(client: int, facts: Mapping[str, Any], must: Mapping[str, Any]) -> None:
+    """Raise Refused unless an answer says that it is of this run, round, config and backbone: those of ``must``."""
+    for name, value in must.items():
+        if facts.get(name) != value:
+            raise Refused(client, "stale", f"an answer must be of {name} {value}, got {str(facts.get(name))[:40]}")
+
+
+def most(like: Mapping[str, Tensor]) -> int:
+    """Bytes that an answer which holds tensors ``like`` these has, at most: what is more is not even decoded."""
+    return 2 * float32_bytes(like) + SLACK
+
+
+def readable(client: int, packed: Packed, bound: int) -> Packed:
+    """``packed`` itself, unless it is larger than ``bound`` bytes or its header is none. Raises Refused."""
+    if packed.nbytes > bound:
+        raise Refused(client, "size", f"such an answer has at most {bound} bytes, got {packed.nbytes}")
+    try:
+        packed.check()
+    except WireError as error:
+        raise Refused(client, "schema", str(error)) from None
+    return packed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import torch
 
@@ -82,15 +82,16 @@ def is_training(name: str, sums: Mapping[str, Any]) -> bool:
     return name.startswith("train ") or "report down" in sums and name in ("report down", "report up", "evaluate down")
 
 
-def totals(rows: Sequence[Mapping[str, Any]], full_bytes: int, before: Sequence[Entry] = ()) -> dict[str, Any]:
+def totals(rows: Sequence[Mapping[str, Any]], full_bytes: int, before: Iterable[Mapping[str, Mapping[str, int]]] = ()) -> dict[str, Any]:
     """Bytes and seconds of a run, and its bytes per client and round against full-model FedAvg's.
 
     ``full_bytes`` is the packed size of a float32 message with every parameter; in the envelope of an upload, that is what
-    one message of the method `full` measures. ``before`` is what came before round 1.
+    one message of the method `full` measures. ``before`` is what came before the rounds, each time that the run was begun. Of
+    answers that were refused it gives the number by code.
     """
-    sums = {name: Counter(sizes) for name, sizes in summarise(before).items()}
-    for row in rows:
-        for name, sizes in row["bytes"].items():
+    sums: dict[str, Counter[str]] = {}
+    for part in (*before, *(row["bytes"] for row in rows)):
+        for name, sizes in part.items():
             sums.setdefault(name, Counter()).update(sizes)
     up, times = sums["train up"], sum(len(row["cohort"]) for row in rows)
     learning = {way: sum(sums[name]["total"] for name in sums if name.endswith(way) and is_training(name, sums)) for way in ("down", "up")}
@@ -102,4 +103,5 @@ def totals(rows: Sequence[Mapping[str, Any]], full_bytes: int, before: Sequence[
         "full_model_message_bytes": round(full),
         "ratio_to_full_fedavg": sum(per_round.values()) / (2 * full),
         "train_seconds": sum(row.get("train_seconds", 0) for row in rows),  # a blind server is not told
+        "refused": dict(Counter(one["code"] for row in rows for one in row.get("refused", ()))),
     }

@@ -9,9 +9,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl.config import load
 from fl.journal import Journal, run_name
+from strategies.checkpoint import IntegrityError
 from strategies.flower import federate
+from strategies.talk import QuorumLost
 
 app = ServerApp()
+STATUS = {QuorumLost: 5, IntegrityError: 6}  # the exit status that a launcher gives; of all else it is 4
 
 
 @app.main()
@@ -19,7 +22,12 @@ def main(grid: Grid, context: Context) -> None:
     """Run one federation; what goes wrong is one line and a failed run."""
     try:
         config = load(str(context.run_config.get("overrides", "")))
-        federate(grid, config, Journal(config, run_name(config)))
+        journal = Journal(config, run_name(config))
+        if journal.finished:
+            journal.say(f"{journal.run} is finished; there is nothing to resume")
+            return
+        federate(grid, config, journal)
     except Exception as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        status = STATUS.get(type(error))
+        print(f"error: {error}" + (f" (exit status {status})" if status else ""), file=sys.stderr, flush=True)
         raise  # so that the engine's status of the run is "failed"

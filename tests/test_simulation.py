@@ -204,10 +204,10 @@ def test_a_run_leaves_its_record_and_no_secret(home, tmp_path):
     by_flower(home, tmp_path)
     (folder,) = tmp_path.glob("demo-*")
     left = {p.name for p in folder.iterdir()}
-    assert left == {"config.yaml", "environment.json", "rounds.jsonl", "summary.json", "adapter.safetensors", "curve.svg", "preview.png", "split.json"}
+    assert left == {"config.yaml", "environment.json", "rounds.jsonl", "summary.json", "adapter.safetensors", "curve.svg", "preview.png", "split.json", "checkpoints"}
     assert len((folder / "rounds.jsonl").read_text().splitlines()) == 2
     secret = (home / "key").read_bytes()
-    assert not any(secret in p.read_bytes() or secret.hex().encode() in p.read_bytes() for p in folder.iterdir())
+    assert not any(secret in p.read_bytes() or secret.hex().encode() in p.read_bytes() for p in folder.rglob("*") if p.is_file())
 
 
 @pytest.mark.parametrize("method", ["lora_patch", "full"])
@@ -322,14 +322,18 @@ def test_a_client_that_does_not_answer_is_named(home, tmp_path, monkeypatch):
         return [r for r in pull(self, ids) if r.metadata.message_type != "train" or r.metadata.src_node_id != 1002]
 
     monkeypatch.setattr(inprocess.InProcessGrid, "pull_messages", deaf)
-    with pytest.raises(RunFailed, match="client 2 did not answer within 1 s"):
+    with pytest.raises(RunFailed, match=r"quorum lost: round 1 needs updates of 3 of 3 clients, got 2; client 2: it did not answer within 1 s.*\(silent\)"):
         by_flower(home, tmp_path, "timeout=1")
 
 
 def test_a_message_that_the_engine_refuses_ends_the_run(home, tmp_path, monkeypatch):
     push = inprocess.InProcessGrid.push_messages
-    monkeypatch.setattr(inprocess.InProcessGrid, "push_messages", lambda self, messages: list(push(self, messages))[1:])
-    with pytest.raises(RunFailed, match="refused some"):
+    def refusing(self, messages):
+        names = list(push(self, messages))
+        return names[1:] if messages[0].metadata.message_type == "train" else names
+
+    monkeypatch.setattr(inprocess.InProcessGrid, "push_messages", refusing)
+    with pytest.raises(RunFailed, match=r"client 0: the engine must take every message, but refused this one.*\(lost\)"):
         by_flower(home, tmp_path)
 
 

@@ -32,11 +32,11 @@ def test_what_is_kept_comes_back_bit_for_bit_beside_that_of_others(tmp_path):
 
 def test_a_round_is_repeated_from_what_stood_before_it(drawer):
     for round in (1, 2, 5):
-        drawer.keep("control", round, at(round))
+        drawer.keep("control", round, at(round), last=2)
     assert drawer.recall("control", 5)[0] == 5
     assert drawer.recall("control", 4)[0] == 2 and float(drawer.recall("control", 4)[1]["head.bias"]) == 2
     assert drawer.recall("control", 1) is None  # of what is past repeating nothing stays
-    drawer.keep("control", 3, at(3))  # another attempt: round 5 of the first one is void
+    drawer.keep("control", 3, at(3), last=2)  # another attempt: round 5 of the first one is void
     assert drawer.recall("control", 9)[0] == 3 and len(list(drawer.folder.iterdir())) == 2
     drawer.keep("control", 4, at(4), last=1)
     assert [p.name for p in drawer.folder.iterdir()] == ["control-00004.safetensors"]
@@ -54,10 +54,27 @@ def test_a_write_that_fails_leaves_what_was_there(drawer, monkeypatch):
     def full(handle):
         raise OSError("no space left")
 
-    monkeypatch.setattr("clients.state.os.fsync", full)
+    monkeypatch.setattr("fl.durable.os.fsync", full)
     with pytest.raises(OSError, match="no space left"):
         drawer.keep("control", 1, at(2))
     assert float(drawer.recall("control", 1)[1]["head.bias"]) == 1
+    assert [p.name for p in drawer.folder.iterdir()] == ["control-00001.safetensors"]
+
+
+def test_what_an_ended_process_left_half_written_is_cleared_away_and_what_a_living_one_writes_is_not(drawer):
+    drawer.keep("lost", 1, at(1))
+    dead, alive, other = (drawer.folder / f".{name}.part" for name in ("lost-00002.safetensors.999999999", "lost-00002.safetensors.1", "base-00002.safetensors.999999999"))
+    for part in (dead, alive, other):
+        part.write_bytes(b"half")
+    drawer.keep("lost", 3, at(3))
+    assert not dead.exists() and alive.exists() and other.exists()
+
+
+def test_what_rounds_that_did_not_count_left_is_taken_back(drawer):
+    for round in (1, 2, 3):
+        drawer.keep("lost", round, at(round)), drawer.keep("received", round, at(round))
+    drawer.rewind(1, "lost", "never")
+    assert drawer.recall("lost", 9)[0] == 1 and drawer.newest("lost") == 1 and drawer.newest("received") == 3 and drawer.newest("never") == 0
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b[:5], lambda b: b"", lambda b: b"x" * len(b)], ids=["cut", "short", "empty", "other"])

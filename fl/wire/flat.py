@@ -49,6 +49,14 @@ class Packed:
         """Bytes of header and payload together, without what the transport adds."""
         return len(self.header.encode()) + self.payload.nbytes
 
+    def check(self) -> None:
+        """Raise WireError unless the header can be read and describes the payload."""
+        described = sum(size for _, _, size in _rows(self.header))
+        if self.payload.dtype != np.uint8 or self.payload.ndim != 1:
+            raise WireError(f"a payload must be uint8 (n,), got {self.payload.dtype} {self.payload.shape}")
+        if described != self.payload.size:
+            raise WireError(f"the header must describe all {self.payload.size} bytes of the payload, got {described}")
+
 
 Codecs = Codec | Mapping[str, Codec]
 """One codec for all tensors, or one for each group."""
@@ -90,16 +98,11 @@ def unpack(packed: Packed, codec: Codecs) -> Adapter:
 
     Raises WireError when header and payload do not fit each other.
     """
-    rows = _rows(packed.header)
-    if packed.payload.dtype != np.uint8 or packed.payload.ndim != 1:
-        raise WireError(f"a payload must be uint8 (n,), got {packed.payload.dtype} {packed.payload.shape}")
-    if sum(size for _, _, size in rows) != packed.payload.size:
-        described = sum(size for _, _, size in rows)
-        raise WireError(f"the header must describe all {packed.payload.size} bytes of the payload, got {described}")
+    packed.check()
     if isinstance(codec, Codec) and codec.view:
         return Flat(codec.view(packed.payload), _layout(packed.header))
     adapter, at = {}, 0
-    for name, shape, size in rows:
+    for name, shape, size in _rows(packed.header):
         adapter[name] = _of(codec, name).decode(packed.payload[at : at + size], shape)
         at += size
     return adapter

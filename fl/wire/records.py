@@ -1,8 +1,13 @@
-"""Adapters and small facts <-> Flower's messages. The only file of `fl` that knows Flower."""
+"""Adapters and small facts <-> Flower's messages. The only file of `fl` that knows Flower.
+
+What a stranger sent is measured before it is decoded: a message has these two records and no other, its facts are short, and
+its array is as long as the uint8 (n,) that it says it is, so that a lie reserves no memory.
+"""
 
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,8 +17,13 @@ from flwr.supercore.inflatable.inflatable_object import InflatableObject, no_obj
 
 from fl.wire.flat import Packed, WireError
 
-ADAPTER, FACTS = "adapter", "facts"
+ADAPTER, FACTS, FLAT = "adapter", "facts", "flat"
+LONGEST = 2**16  # characters of facts; those of a roll call are the longest and have two thousand
 _ARRAYS: WeakKeyDictionary[Packed, Array] = WeakKeyDictionary()  # one adapter for all clients is serialised once
+
+
+class TooLarge(WireError):
+    """A message with more bytes than it may have."""
 
 
 def to_content(facts: dict[str, Any], packed: Packed | None = None) -> RecordDict:
@@ -23,30 +33,54 @@ def to_content(facts: dict[str, Any], packed: Packed | None = None) -> RecordDic
         content[FACTS]["header"] = packed.header
         if packed not in _ARRAYS:
             _ARRAYS[packed] = Array(packed.payload)
-        content[ADAPTER] = ArrayRecord({"flat": _ARRAYS[packed]})
+        content[ADAPTER] = ArrayRecord({FLAT: _ARRAYS[packed]})
     return content
 
 
 def facts_of(message: Message) -> dict[str, Any]:
-    """The facts that `to_content` put in. Raises WireError when there are none."""
+    """The facts that `to_content` put in. Raises WireError when there are none, or more than that."""
+    strangers = set(message.content) - {FACTS, ADAPTER}
+    if strangers:
+        raise WireError(f"a message must hold the records facts and adapter, got {sorted(map(str, strangers))[0][:40]!r}, too")
     try:
-        facts = json.loads(message.content[FACTS]["json"])
-    except (KeyError, TypeError, ValueError) as error:
+        if set(message.content[FACTS]) - {"json", "header"}:
+            raise ValueError("more than json and header")
+        text = message.content[FACTS]["json"]
+        if len(text) > LONGEST:
+            raise ValueError(f"{len(text)} characters")
+        facts = json.loads(text)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WireError(f"a message must carry its facts as JSON, got none that can be read ({type(error).__name__})") from None
     if not isinstance(facts, dict):
         raise WireError(f"a message's facts must be a JSON object, got {type(facts).__name__}")
     return facts
 
 
-def packed_of(message: Message) -> Packed:
-    """The packed adapter that `to_content` put in. Raises WireError when there is none."""
+def packed_of(message: Message, most: int | None = None) -> Packed:
+    """The packed adapter that `to_content` put in. Raises TooLarge beyond ``most`` bytes, and WireError when there is none."""
     try:
-        header, payload = message.content[FACTS]["header"], message.content[ADAPTER]["flat"].numpy()
-        if not isinstance(header, str) or not isinstance(payload, np.ndarray):
-            raise TypeError("no text, or no array")
-        return Packed(header, payload)
+        header, record = message.content[FACTS]["header"], message.content[ADAPTER]
+        if not isinstance(header, str) or set(record) != {FLAT}:
+            raise TypeError("no text, or not one array")
+        data, claimed = record[FLAT].data, record[FLAT].dtype
+        if most is not None and len(data) + len(header) > most:
+            raise TooLarge(f"such a message has at most {most} bytes, got {len(data) + len(header)}")
+        return Packed(header, _octets(data, claimed))
+    except TooLarge:
+        raise
     except Exception as error:  # whatever NumPy raises for what a stranger sent
         raise WireError(f"a message must carry one flat adapter, got none that can be read ({type(error).__name__})") from None
+
+
+def _octets(data: bytes, claimed: str) -> np.ndarray:
+    """uint8 (n,), the content of ``data``, which is an .npy file that must be exactly this long. Raises ValueError and TypeError."""
+    stream = BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0) or claimed != "uint8":
+        raise TypeError("another format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype != np.uint8 or len(shape) != 1 or shape[0] != len(data) - stream.tell():
+        raise ValueError("an array of another size or type than its bytes")
+    return np.frombuffer(data, np.uint8, offset=stream.tell()).copy()  # aligned, and for torch to write on
 
 
 def serialised_bytes(message: Message) -> int:

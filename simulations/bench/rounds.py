@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Callable
+from typing import Callable, Iterator
 
 import torch
 from flwr.app import Context, Message
@@ -29,9 +29,10 @@ from simulations.bench.pairs import Spread, spread
 from simulations.bench.report import Check, Options, Row, Section
 from simulations.inprocess import InProcessGrid
 from simulations.launch import engine
-from strategies import ClientInfo
+from strategies import ClientInfo, Update
 from strategies.exchange import exchange
-from strategies.flower import message, updates_of, weigh
+from strategies.flower import answer_of, message, weigh
+from strategies.gate import admit, most, update_of
 from strategies.history import Watch
 
 VALUES = 95_000  # float32 in a payload: 0.38 MB
@@ -101,10 +102,16 @@ def one_round(grid: InProcessGrid, number: dict[int, int], given: Flat, recipe: 
     for node in number:
         messages.append(message("train", node, 1, {"round": 1, "recipe": recipe.to_json()}, pack_once(given)))
         ledger.append(weigh("train", "down", messages[-1]))
-    replies = exchange(grid, 60, messages, number)
-    infos = {client: ClientInfo(client, 1) for client in number.values()}
-    updates = updates_of(replies, number, infos, dict.fromkeys(number.values(), (recipe, given)), codec, Watch(few=False), ledger)
-    average((u.adapter, u.examples) for u in updates)
+    watch, bound = Watch(few=False), most(given)
+
+    def updates() -> Iterator[Update]:
+        for reply in exchange(grid, 60, messages, number):
+            answer = answer_of(number[reply.metadata.src_node_id], reply, bound)
+            ledger.append(weigh("train", "up", reply))
+            update = update_of(answer.client, answer.facts, answer.packed, codec)
+            yield watch.see(given, admit(update, recipe.sent(given), ClientInfo(answer.client, 1), 1e9))
+
+    average((u.adapter, u.examples) for u in updates())
     return time.monotonic() - began
 
 

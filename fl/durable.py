@@ -1,0 +1,55 @@
+"""Files that are written whole or not at all, whenever the machine stops.
+
+    write .<name>.<process>.part  →  flush it to the disk  →  rename it over <name>  →  flush the folder
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Put ``content`` into ``path``; until the very end what stood there before stands. Raises OSError, and then leaves nothing.
+
+    A part that a process left behind when it was ended is cleared away by the next writing of a file whose name begins like
+    it, as ``lost-00007`` and ``lost-00008`` do.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for part in path.parent.glob(f".{stem(path)}*.part"):
+        if not _alive(int(part.name.split(".")[-2])):
+            part.unlink(missing_ok=True)
+    try:
+        with fresh.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def stem(path: Path) -> str:
+    """A file's name without its round and its ending."""
+    return path.name.split(".")[0].rstrip("0123456789")
+
+
+def sync(folder: Path) -> None:
+    """Make what was renamed in ``folder`` last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()

@@ -1,0 +1,44 @@
+"""The parts of a config that every run has: what a machine sets for itself, and the bounds of a run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+
+class Node(BaseModel):
+    """What one machine sets for itself; None leaves the run's own value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    key: str | None = None
+    data_root: str | None = None
+    weights: str | None = None
+    device: str | None = None
+    state: str | None = None
+    rank: PositiveInt | None = None
+
+
+class Seal(BaseModel):
+    """The fixed point of blind aggregation, as `fl.wire.masks.Terms` has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    bits: Literal[12, 16, 32]
+    largest: int = Field(ge=1)                          # images of a client, at most
+    clip: float = Field(gt=0, allow_inf_nan=False)      # a weighted update's value, at most
+
+
+class Checkpoint(BaseModel):
+    """What is kept to go on from: after how many rounds, and how many, beside the most accurate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    every: int = Field(ge=0)                            # rounds; 0: never
+    last: int = Field(ge=1)
+
+
+class Gate(BaseModel):
+    """The bounds that a client's answer must keep."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    norm: float = Field(gt=0, allow_inf_nan=False)      # Euclidean, of an update
+    examples: int = Field(ge=1)                         # images that a client may say it has

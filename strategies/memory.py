@@ -1,0 +1,73 @@
+"""What a blind server remembers, and what of it goes to whom."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from fl.adapter import Adapter
+from fl.wire import sealed
+from fl.wire.flat import Packed, pack
+from fl.wire.octets import octets
+from fl.wire.sealed import Total
+from strategies.talk import Facts
+
+OCTETS = octets()
+
+
+class Memory:
+    """What a blind server has: the newest locked state, the sums of the rounds after it, and what each client has seen."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.state: tuple[int, Tensor] | None = None
+        self.sums: dict[int, Total] = {}
+        self._seen: dict[int, int] = {}
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint holds of this memory."""
+        sums = {round: (list(map(list, _hex(total))), torch.from_numpy(total.payload)) for round, total in self.sums.items()}
+        return {"state": self.state, "sums": sums, "seen": dict(self._seen)}
+
+    def recall(self, kept: Mapping[str, Any]) -> None:
+        """Remember what `kept` gave."""
+        self.state, self._seen = kept["state"], dict(kept["seen"])
+        self.sums = {r: Total(tuple((c, bytes.fromhex(n)) for c, n in members), payload.numpy()) for r, (members, payload) in kept["sums"].items()}
+
+    def add(self, round: int, total: Total) -> None:
+        """Keep the sum of ``round``."""
+        self.sums[round] = total
+
+    def drop(self, round: int) -> None:
+        """Forget the sum of ``round``, which nobody took."""
+        del self.sums[round]
+        self._seen = {client: min(seen, round - 1) for client, seen in self._seen.items()}
+
+    def lock(self, round: int, state: Tensor) -> None:
+        """Keep the locked state after ``round``; one sum stays, since who is one round behind needs no more."""
+        self.state, self.sums = (round, state), {r: t for r, t in self.sums.items() if r >= round}
+
+    def messages(self, client: int, upto: int, facts: Mapping[str, Any]) -> Iterator[tuple[Packed, Facts]]:
+        """What ``client`` lacks to stand after round ``upto``, and then, should it be behind even so, all that there is."""
+        since = self._seen.get(client, 0)
+        self._seen[client] = upto
+        held = self.state is None or since >= self.state[0] - 1
+        for tensors, start in (self.after(since) if held else self.all(), self.all()):
+            yield pack(tensors, OCTETS), {"run": self.run, **facts, "since": start, "upto": upto}
+
+    def after(self, since: int) -> tuple[Adapter, int]:
+        """The sums of the rounds after ``since``, named for the wire, and ``since``."""
+        return {n: t for r, s in self.sums.items() if r > since for n, t in sealed.named(f"{r:05}", s).items()}, since
+
+    def all(self) -> tuple[Adapter, int]:
+        """The locked state with the sums since, and its round."""
+        if self.state is None:
+            return self.after(0)
+        round, state = self.state
+        return {"sealed.state": state, **self.after(round)[0]}, round
+
+
+def _hex(total: Total) -> Iterator[tuple[int, str]]:
+    return ((client, nonce.hex()) for client, nonce in total.members)

@@ -106,7 +106,8 @@ def without_paths(text: str, config: Config | None) -> str:
         for path in (str(Path(str(where)).expanduser()), str(where)):
             if len(path) > 1 and "/" in path:
                 text = text.replace(path, f"<{name}>")
-    return re.sub(r"(?<![\w.~<])~?(/[\w.~+@-]+){2,}/?", "<path>", text)
+    text = re.sub(r"(<[\w.]+>)(/[\w.~+@-]+)+", r"\1/...", text)
+    return re.sub(r"(?<![\w.~<>:/])~?(/[\w.~+@-]+){2,}/?", "<path>", text)
 
 
 @app.query()

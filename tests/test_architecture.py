@@ -24,7 +24,7 @@ PEER = "simulations/bench/flower_vit/"  # an app of others' making, to compare w
 EDGES = {
     "fl/wire/records.py", "clients/client_app.py", "strategies/exchange.py", "strategies/flower.py", "strategies/server_app.py",
     "simulations/inprocess.py", "simulations/cost.py", "simulations/bench/aggregate.py", "simulations/bench/rounds.py",
-    "simulations/bench/echo/client_app.py", "simulations/bench/echo/server_app.py",
+    "simulations/audit/broken.py", "simulations/audit/faults.py", "simulations/bench/echo/client_app.py", "simulations/bench/echo/server_app.py",
 }
 SERVER_SEES = ("fl.adapter", "fl.base", "fl.config", "fl.durable", "fl.journal", "fl.provenance", "fl.randomness", "fl.recipe", "fl.tree", "fl.wire")
 

@@ -8,17 +8,22 @@ from __future__ import annotations
 import json
 from typing import Any, Mapping
 
+from fl.adapter import PATCH_EMBED
 from fl.export.peft import base_name
-from fl.export.restored import Reading, Restored
+from fl.export.restored import Restored
 
 LIBRARY = {"timm": "timm", "peft": "peft", "onnx": "onnx"}
 PLACES = ("_target_", "root", "weights")
-ASKED = "timm.create_model({name!r}, pretrained=True, num_classes={classes}, {sizes})"
 USE = {
-    "timm": 'import timm\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
-    "peft": "import timm\nfrom peft import PeftModel\nbase = {base}\nmodel = PeftModel.from_pretrained(base, FOLDER).eval()",
-    "onnx": "import onnxruntime\nsession = onnxruntime.InferenceSession(\"FOLDER/model.onnx\")\n"
-    'logits = session.run(["logits"], {"images": images})[0]    # images: uint8 (n, 3, {side}, {side}), not normalised',
+    "timm": """import timm
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()""",
+    "peft": """import timm
+from peft import PeftModel
+base = BASE
+model = PeftModel.from_pretrained(base, "FOLDER").eval()""",
+    "onnx": """import onnxruntime
+session = onnxruntime.InferenceSession("FOLDER/model.onnx")
+logits = session.run(["logits"], {"images": images})[0]    # images: uint8 (n, 3, SIDE, SIDE), not normalised""",
 }
 
 
@@ -26,14 +31,14 @@ def card(restored: Restored, kind: str) -> str:
     """The text of ``README.md``: what was trained on what, how well it does and on what, how it reads pictures, what is hidden."""
     config, summary, reading = restored.config, restored.summary, restored.reading
     rows = {
-        "backbone": f"{part(config.model)}, {reading.image} px in blocks of {reading.block}",
+        "backbone": part(config.model),
         "method": part(config.method),
         "classes": ", ".join(reading.classes),
         "data": f"{part(config.data)}; {summary.get('train_examples') or 'an untold number of'} training images",
         "partition": f"{part(config.partition)} among {summary.get('clients')} clients, {config.fraction:.0%} of them in a round",
-        "rounds": f"{summary.get('rounds')} of {config.rounds}, {config.recipe.epochs} epochs each, batch {config.recipe.batch}",
+        "rounds": f"{summary.get('rounds')} of {config.rounds}; epochs in each: {config.recipe.epochs}, batch {config.recipe.batch}",
         "strategy": part(config.strategy) + (", blind: the server read no update" if config.blind else ""),
-        "accuracy": accuracy(summary, config.blind),
+        "accuracy": accuracy(restored),
         "bytes": sent(summary, "blind" if config.blind else part(config.codec)),
         "cipher": f"{part(config.cipher)}, {config.start} start, key fingerprint `{reading.fingerprint or 'unknown'}`",
         "seed": str(config.seed),
@@ -42,7 +47,7 @@ def card(restored: Restored, kind: str) -> str:
     }
     if config.recipe.keep:
         rows["kept at home"] = f"{', '.join(config.recipe.keep)} trained on each client and stayed there: here they are as they started"
-    table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+    table = "\n".join(f"| {name} | {' '.join(text.split()).replace('|', chr(92) + '|')} |" for name, text in rows.items())
     return f"""{head(restored, kind)}
 # {summary.get('run', config.name)}
 
@@ -54,7 +59,7 @@ An image classifier trained by VeiLoRA: {summary.get('clients')} clients togethe
 
 ## How it reads pictures
 
-{reads(reading)}
+{reads(restored)}
 
 ```python
 {use(restored, kind)}
@@ -66,32 +71,37 @@ An image classifier trained by VeiLoRA: {summary.get('clients')} clients togethe
 """
 
 
-def reads(reading: Reading) -> str:
+def reads(restored: Restored) -> str:
     """How a picture has to be prepared for the exported model."""
+    way = restored.reading
+    encrypted = f"then encrypted with the key {way.fingerprint} in blocks of {way.block}, " if way.encrypted else ""
     pixels = (
-        f"A picture is converted to RGB, scaled and centre-cropped to {reading.image} x {reading.image} (bicubic), as 8-bit values, {{}}"
-        "then normalised by (x / 255 - 0.5) / 0.5, every channel alike."
+        f"A picture is converted to RGB, scaled and centre-cropped to {way.image} x {way.image} (bicubic), as 8-bit values, {encrypted}"
+        "then normalised by (x / 255 - 0.5) / 0.5, every channel alike.\n\n"
     )
-    if reading.encrypted:
+    if not way.ciphered:
+        return pixels + "The model was trained on plain pictures."
+    if not way.encrypted:
         return (
-            pixels.format(f"then encrypted with the key {reading.fingerprint} in blocks of {reading.block}, ")
-            + "\n\nThis model learnt the cipher (start=public): it reads encrypted pictures alone, so inference needs the key. Its patch "
-            "embedding beside the public one gives the key away, whoever holds both: keep this export as you keep the key."
+            pixels + "The model was trained on encrypted pictures from a keyed start, and is in plain order: it reads plain pictures as "
+            "the federation's reads encrypted ones, to rounding, and holds no key. To read pictures encrypted with the key "
+            f"{way.fingerprint} in blocks of {way.block}, permute the columns of `patch_embed.proj.weight` by the key, in memory only "
+            "(`clients.predict` does so): the permuted weight beside this one gives the key away."
         )
-    if not reading.ciphered:
-        return pixels.format("") + "\n\nIt was trained on plain pictures."
-    return (
-        pixels.format("")
-        + "\n\nIt was trained on encrypted pictures from a keyed start, and is in plain order: it reads plain pictures as the "
-        "federation's model reads encrypted ones, to rounding, and holds no key. To read pictures encrypted with the key "
-        f"{reading.fingerprint} in blocks of {reading.block}, permute the columns of `patch_embed.proj.weight` by the key, in memory "
-        "only (`clients.predict` does so): the permuted weight beside this one gives the key away."
+    told = (
+        "Its patch embedding beside the public one gives the key away, to whoever holds both: keep this export as you keep the key."
+        if told_key(restored)
+        else "Its patch embedding is the public one; what the other weights tell of the key was not measured."
     )
+    return pixels + f"The model learnt to read encrypted pictures (start=public), and reads no others: inference needs the key. {told}"
 
 
 def hides(restored: Restored) -> str:
     """The threat model in a few lines."""
-    lines = ["The clients trust each other with the key; the server had neither key nor pictures. This folder holds no key."]
+    lines = [
+        "The clients trust each other with the key; the server had neither key nor pictures. "
+        + ("Here is no key file, but weights that give the key away." if told_key(restored) else "Here is no key.")
+    ]
     if restored.reading.ciphered:
         lines += [
             "Encryption by shuffled pixels is no cryptographic secrecy: block means stay visible as a thumbnail, one plain and encrypted "
@@ -101,17 +111,25 @@ def hides(restored: Restored) -> str:
         "The server added updates that it could not read (blind)."
         if restored.config.blind
         else "The server saw every update in clear, with all that updates say about pictures"
-        + (", and from this start's also the key." if restored.reading.encrypted else "."),
+        + (", and from those of the patch embedding the key." if told_key(restored) else "."),
         "No noise was added to the training: the weights may tell who was in the data, and there is no differential-privacy bound.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
 
-def accuracy(summary: Mapping[str, Any], blind: bool) -> str:
+def told_key(restored: Restored) -> bool:
+    """Whether the patch embedding learnt the cipher: beside the public one it then gives the key away."""
+    return restored.reading.encrypted and restored.model.get_parameter(PATCH_EMBED).requires_grad
+
+
+def accuracy(restored: Restored) -> str:
     """The accuracy and on what it was measured."""
+    summary = restored.summary
+    if "accuracy" not in summary:
+        return "unknown"
     number = f"{summary['examples']} " if summary.get("examples") else ""
-    where = "summed over the clients' own encrypted shards" if not blind else "summed unread over the clients' own shards"
-    return f"{summary['accuracy']:.2%} on {number}{summary.get('evaluated_on', 'test')} images, {where}" if "accuracy" in summary else "unknown"
+    shards = "encrypted shards" if restored.reading.ciphered else "shards"
+    return f"{summary['accuracy']:.2%} on {number}{summary.get('evaluated_on', 'test')} images, summed over the clients' own {shards}"
 
 
 def sent(summary: Mapping[str, Any], codec: str) -> str:
@@ -139,7 +157,10 @@ def head(restored: Restored, kind: str) -> str:
 
 def use(restored: Restored, kind: str) -> str:
     """The lines that load the export."""
-    name, sizes = base_name(restored), dict(getattr(restored.model, "asked", {}))
-    base = ASKED.format(name=name.removeprefix("timm/"), classes=len(restored.reading.classes), sizes=", ".join(f"{n}={v}" for n, v in sizes.items()))
-    base = base if "name" in restored.config.model else f"...    # {name}, the run's own backbone, with its own weights and a head of {len(restored.reading.classes)}"
-    return USE[kind].replace("{base}", base).replace("{side}", str(restored.reading.image))
+    config, name = restored.config.model, base_name(restored)
+    sizes = "".join(f", {n}={v}" for n, v in dict(getattr(restored.model, "asked", {})).items())
+    overlay = "" if config.get("weights") == "hub" else ', pretrained_cfg_overlay={"file": "WEIGHTS", "custom_load": False}'
+    base = f'timm.create_model("{name.removeprefix("timm/")}", pretrained=True, num_classes={len(restored.reading.classes)}{sizes}{overlay})'
+    if "name" not in config or config.get("weights") == "none":
+        base = f"...    # {name}: the run's own backbone, with its own weights and a head of {len(restored.reading.classes)} classes"
+    return USE[kind].replace("BASE", base).replace("SIDE", str(restored.reading.image))

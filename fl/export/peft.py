@@ -29,7 +29,9 @@ def write(restored: Restored, folder: Path) -> None:
         raise ExportError("kind=peft cannot hold a change of the frozen weights, which this strategy makes; choose kind=timm, the merged model")
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": base_name(restored)}, indent=2) + "\n")
+    name = base_name(restored)
+    settings["base_model_name_or_path"] = name if name.startswith("timm/") else None  # peft asks the Hub about any name
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def fused(model: nn.Module) -> tuple[dict[str, Tensor], dict]:

@@ -55,7 +55,10 @@ def predict(
         raise PredictError(f"{what} with the key alone (fingerprint {way.fingerprint}); say where its file is")
     if cipher is not None and way.start == "keyed":
         _absorb(model, cipher)
-    forward, images = plain(model.to(device)), images.expanduser()
+    try:
+        forward, images = plain(model.to(device)), images.expanduser()
+    except (RuntimeError, AssertionError) as error:  # torch's two ways to say that there is no such device
+        raise PredictError(f"device must be one that torch has, got {device!r} ({str(error).splitlines()[0][:80]}); leave it out for the CPU") from None
     files, rows = _files(images), []
     for batch in (files[i : i + BATCH] for i in range(0, len(files), BATCH)):
         found = _read(batch, way, encrypted)

@@ -59,7 +59,7 @@ def site(tmp_path_factory) -> Site:
     (home / "data" / "test" / "red" / "notes.txt").write_text("no picture")
     Image.new("L", (50, 50), 90).save(home / "data" / "test" / "red" / "grey.jpg")
     runs = {}
-    for name, change in (("keyed", ""), ("public", "start=public"), ("plain", "cipher=plain")):
+    for name, change in (("keyed", ""), ("public", "start=public"), ("plain", "cipher=plain"), ("flora", "strategy=flora")):
         config = load(f"{VIT} {EASY} data=folder data.root={home}/data key={home}/key output={home} state={home}/state {change}")
         loop.run(config, Journal(config, name))
         runs[name] = home / name
@@ -108,6 +108,11 @@ def test_a_plain_run_needs_no_key_and_encrypts_nothing(site, tmp_path):
     same(answer, predict(site.runs["plain"], site.test, encrypted=True))
     with pytest.raises(PredictError, match="nothing to encrypt with"):
         encrypt_folder(site.runs["plain"], site.test, tmp_path / "out", site.key)
+
+
+def test_a_run_whose_base_changed_answers_with_that_base(site):
+    assert open_run(site.runs["flora"]).adapter.base
+    assert predict(site.runs["flora"], site.test, site.key)["accuracy"] == site.accuracy("flora")
 
 
 def test_another_key_is_refused_by_its_fingerprint(site, encrypted, tmp_path):
@@ -181,6 +186,8 @@ def test_a_folder_without_pictures_and_one_that_is_there_are_refused(site, tmp_p
     (tmp_path / "notes.txt").touch()
     with pytest.raises(PredictError, match="1 that cannot"):
         predict(site.runs["keyed"], tmp_path)
+    with pytest.raises(PredictError, match="device must be one that torch has, got 'cpo'"):
+        predict(site.runs["keyed"], site.test, device="cpo")
     with pytest.raises(PredictError, match="need a new folder"):
         encrypt_folder(site.runs["keyed"], site.test, tmp_path, site.key)
     with pytest.raises(ExportError, match="a run's folder"):

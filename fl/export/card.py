@@ -33,7 +33,7 @@ def card(restored: Restored, kind: str) -> str:
     rows = {
         "backbone": part(config.model),
         "method": part(config.method),
-        "classes": ", ".join(reading.classes),
+        "classes": ", ".join(reading.classes) + ("" if reading.named else " (a client's run folder has their names, in classes.json)"),
         "data": f"{part(config.data)}; {summary.get('train_examples') or 'an untold number of'} training images",
         "partition": f"{part(config.partition)} among {summary.get('clients')} clients, {config.fraction:.0%} of them in a round",
         "rounds": f"{summary.get('rounds')} of {config.rounds}; epochs in each: {config.recipe.epochs}, batch {config.recipe.batch}",

@@ -20,8 +20,12 @@ from yaml import YAMLError
 
 from fl.adapter import Parts, apart, digest, group, load, write
 from fl.config import Config, build
+from fl.config import load as defaults
 from fl.models import WeightsError
 from fl.models.lora import rebase, take_rank
+
+
+SAYS = ("seed", "start", "model", "method", "cipher", "data", "strategy", "recipe")  # what a run's config must say itself
 
 
 class ExportError(ValueError):
@@ -40,6 +44,11 @@ class Reading(NamedTuple):
     start: str
     fingerprint: str
     classes: tuple[str, ...]
+
+    @property
+    def named(self) -> bool:
+        """Whether the names of the classes are known, and not their numbers alone."""
+        return self.classes != tuple(map(str, range(len(self.classes))))
 
     @property
     def ciphered(self) -> bool:
@@ -77,7 +86,8 @@ def open_run(run: Path, weights: str | None = None) -> Left:
     run = run.expanduser()
     missing = [name for name in ("config.yaml", "summary.json", "adapter.safetensors") if not (run / name).is_file()]
     if missing:
-        raise ExportError(f"a run folder must hold config.yaml, summary.json and adapter.safetensors, got {run} without {missing[0]}")
+        hint = "; a blind run's adapter is with its clients: copy it here" if (run / "sealed.safetensors").is_file() else ""
+        raise ExportError(f"a run folder must hold config.yaml, summary.json and adapter.safetensors, got {run} without {missing[0]}{hint}")
     config, summary = _config(run / "config.yaml", weights), _json(run / "summary.json")
     try:
         adapter = apart(load(run / "adapter.safetensors"))
@@ -134,11 +144,17 @@ def ours(part: Mapping[str, Any], room: str) -> dict[str, Any]:
 
 
 def _config(path: Path, weights: str | None) -> Config:
+    """The run's config; a setting that came after the run has its default, as long as it says all that makes a model."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
-        config = Config.model_validate(values)
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, ValidationError) as error:
-        raise ExportError(f"{path} must be the config of a run of this version ({_line(error)}); export with the version that ran it") from None
+        missing = [name for name in SAYS if name not in values]
+        if missing:
+            raise ValueError(f"it does not say {missing[0]}")
+        config = Config.model_validate(defaults("").model_dump() | values)
+    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else _line(error)
+        raise ExportError(f"{path} must be the config of a run ({reason}); copy it again, or export with the version that ran it") from None
     for part, room in (("model", "fl.models"), ("method", "fl.models"), ("cipher", "fl.ciphers")):
         ours(getattr(config, part), room)
     return config if weights is None else config.model_copy(update={"model": config.model | {"weights": weights}})

@@ -27,8 +27,8 @@ from fl.adapter import PATCH_EMBED
 from fl.ciphers import Cipher
 from fl.config import build
 from fl.datasets.folder import pictures, read_picture
+from fl.export.folder import Reading
 from fl.export.released import reading, release
-from fl.export.restored import Reading
 from fl.learn import plain
 
 BATCH = 250  # pictures in memory

@@ -24,7 +24,8 @@ from fl.datasets.demo import CLASSES, draw
 from fl.datasets.images import resize
 from fl.export import export, peft
 from fl.export.merged import forward, merge
-from fl.export.restored import ExportError, Restored, backbone, restore
+from fl.export.folder import ExportError
+from fl.export.restored import Restored, backbone, restore
 from fl.journal import Journal
 from fl.models.lora import LoRAqv, LowRank
 from fl.randomness import generator
@@ -249,6 +250,14 @@ def test_another_backbone_is_refused_by_shape_and_by_digest(left, tmp_path):
     (run / "config.yaml").write_text(text)
     (run / "summary.json").write_text(json.dumps(summary | {"backbone": "0" * 16}))
     refused(run, tmp_path, "the backbone must be the one of the run (0000000000000000)")
+
+
+def test_an_export_that_computes_something_else_is_not_written(left, tmp_path, monkeypatch):
+    run = left("lora_patch")
+    monkeypatch.setattr("fl.export.merged._layer", lambda adapted: nn.Linear(32, 96))
+    with pytest.raises(ExportError, match="its logits differ by .*; nothing was written"):
+        export(run, tmp_path / "out", "timm", verify=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"run"}
 
 
 def test_nothing_is_written_over(left, tmp_path):

@@ -17,7 +17,7 @@ from fl import keys
 from fl.config import build, load
 from fl.datasets.folder import image_folder, read_picture
 from fl.export import export
-from fl.export.restored import ExportError, open_run
+from fl.export.folder import ExportError, open_run
 from fl.journal import Journal
 from fl.randomness import generator
 from simulations import loop

@@ -1,5 +1,6 @@
 """A run's model in other people's formats, one file each, with a card; what was written is read back and compared.
 
+    folder.py     what a run left behind, opened
     restored.py   run folder -> model, adapter in plain order
     released.py   run folder or export -> a model to predict with
     merged.py     kind=timm: LoRA folded into a plain timm model
@@ -14,6 +15,8 @@ the cipher: it reads encrypted pictures, and gives the key away to who compares 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +24,9 @@ from fl.datasets.demo import KINDS, draw
 from fl.datasets.images import resize
 from fl.export import merged, onnx, peft
 from fl.export.card import card
+from fl.export.folder import ExportError
 from fl.export.released import READING
-from fl.export.restored import ExportError, Restored, backbone, restore
+from fl.export.restored import Restored, backbone, restore
 from fl.models import Forward
 from fl.randomness import generator
 
@@ -32,29 +36,34 @@ BOUND = 1e-3  # of the largest logit: more than rounding makes of float32
 
 
 def export(run: Path, out: Path, kind: Kind, verify: bool = False, weights: str | None = None) -> dict:
-    """Write the model of the ``run``'s folder into the new folder ``out``; ``verify`` reads it back and compares logits.
+    """Write the model of the ``run``'s folder into the new folder ``out``, whole or not at all.
 
-    Returns a JSON-able record: kind, folder, files with their bytes, which pictures it reads (plain or encrypted), and where
-    verified ``difference``, the largest of any logit on drawn pictures, beside ``largest``, the largest logit. Raises
-    ExportError, WeightsError and ConfigError, each with one line.
+    ``verify`` reads it back first and compares logits. Returns a JSON-able record: kind, folder, files with their bytes, which
+    pictures it reads (plain or encrypted), and where verified ``difference``, the largest of any logit on drawn pictures,
+    beside ``largest``, the largest logit. Raises ExportError, WeightsError and ConfigError, each with one line.
     """
-    out = out.expanduser()
+    out = out.expanduser().absolute()
     if kind not in WRITE:
         raise ExportError(f"kind must be one of {', '.join(WRITE)}, got {kind!r}")
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise ExportError(f"an export needs a new folder, got {out}, where something stands; choose another")
     restored = restore(run, weights)
-    WRITE[kind](restored, out)
-    (out / "README.md").write_text(card(restored, kind))
-    (out / READING).write_text(json.dumps(restored.reading._asdict() | {"kind": kind}, indent=1) + "\n")
-    record = {
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        fresh = Path(scratch) / out.name
+        WRITE[kind](restored, fresh)
+        (fresh / "README.md").write_text(card(restored, kind))
+        (fresh / READING).write_text(json.dumps(restored.reading._asdict() | {"kind": kind}, indent=1) + "\n")
+        found = compare(restored, fresh, kind) if verify else {}
+        os.replace(fresh, out)
+    return {
         "kind": kind,
         "folder": str(out),
         "files": {p.name: p.stat().st_size for p in sorted(out.iterdir())},
         "reads": "encrypted" if restored.reading.encrypted else "plain",
         "key_fingerprint": restored.reading.fingerprint,
+        **found,
     }
-    return record | (compare(restored, out, kind) if verify else {})
 
 
 def compare(restored: Restored, out: Path, kind: Kind) -> dict[str, float]:
@@ -64,7 +73,7 @@ def compare(restored: Restored, out: Path, kind: Kind) -> dict[str, float]:
     difference = float((read_back(restored, out, kind)(images) - expected).abs().max())
     largest = float(expected.abs().max())
     if not difference <= BOUND * (1 + largest):
-        raise ExportError(f"the export must compute what the run's model does, and its logits differ by {difference:.2g}; do not use {out}")
+        raise ExportError(f"the export must compute what the run's model does, and its logits differ by {difference:.2g}; nothing was written")
     return {"difference": difference, "largest": largest}
 
 

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from fl.export.restored import ExportError, Restored
+from fl.export.folder import ExportError
+from fl.export.restored import Restored
 from fl.learn import normalise
 from fl.models import Forward
 from fl.models.lora import LoRAqv

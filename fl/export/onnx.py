@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fl.export.merged import merge
-from fl.export.restored import ExportError, Restored
+from fl.export.folder import ExportError
+from fl.export.restored import Restored
 from fl.learn import normalise
 from fl.models import Forward
 

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fl.export.restored import ExportError, Restored
+from fl.export.folder import ExportError
+from fl.export.restored import Restored
 from fl.models.lora import LoRAqv
 
 WHOLE = ("patch_embed.proj", "head")  # what trains beside LoRA, module by module

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from fl.export import merged
-from fl.export.restored import ExportError, Reading, open_run, ours, restore
+from fl.export.folder import ExportError, Reading, open_run, ours
+from fl.export.restored import restore
 
 READING = "veilora.json"  # in every export: what `Reading` holds, and the kind
 

@@ -116,9 +116,8 @@ def open_client(config: Config, index: int, of: int) -> Client:
     if config.start == "keyed" and cipher.absorb is None:
         raise ConfigError("start=keyed needs a cipher that the patch embedding can absorb; set start=public")
     source = json.dumps(config.data, sort_keys=True), config.model["image"]
-    dataset = _dataset(*source)
     parts = _split(*source, json.dumps(config.partition, sort_keys=True), of, config.seed, config.validation)
-    client = Client(config, index, of, key, cipher, dataset, parts, rank)
+    client = Client(config, index, of, key, cipher, _dataset(*source), parts, rank)
     client.bench  # so that what is wrong with the weights is said now
     return client
 
@@ -202,7 +201,7 @@ def roll(client: Client) -> dict:
 
 
 def keepsakes(client: Client, folder: Path) -> None:
-    """Write what only a client can show: ``preview.png``, eight of its images plain above encrypted, and ``split.json``.
+    """Write what only a client knows: ``preview.png``, eight images plain above encrypted, ``split.json``, ``classes.json``.
 
     The picture is encrypted with a key made for it and forgotten: a plain and an encrypted image together give the key.
     """
@@ -211,6 +210,7 @@ def keepsakes(client: Client, folder: Path) -> None:
     throwaway = build(client.config.cipher, key=keys.SharedKey(secrets.token_bytes(32)), block=client.config.model["patch"])
     save_rows([images, throwaway.encrypt(images)], folder / "preview.png", zoom=max(1, 96 // client.config.model["image"]))
     client.split.save(folder / "split.json")
+    (folder / "classes.json").write_text(json.dumps(client.dataset.classes))
 
 
 @lru_cache(maxsize=1)

@@ -87,6 +87,7 @@ def summary(rolls: Sequence[Roll]) -> dict[str, Any]:
         "examples": sum(roll.evaluate or 0 for roll in rolls) or None,
         "trained_parameters": rolls[0].trained,
         "key_fingerprint": rolls[0].digests["key"],
+        "backbone": rolls[0].digests["backbone"],
         "faults": dict(rolls[0].faults),
         "machines": sorted({roll.machine for roll in rolls}),
         "ranks": sorted({roll.rank for roll in rolls if roll.rank}),

@@ -71,7 +71,7 @@ def test_imports_follow_the_house(path):
         assert not reaches(found, "flwr")
     if not name(path).startswith("fl/datasets/"):
         assert not reaches(found, "torchvision")
-    if not name(path).startswith("fl/models/"):
+    if not name(path).startswith(("fl/models/", "fl/export/")):  # an export is written, and read back, as timm does it
         assert not reaches(found, "timm")
 
 

@@ -51,4 +51,5 @@ def vit(
         raise WeightsError(f"model {name} is no plain vision transformer; choose one of timm's vit_* models")
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
+    model.asked = {"img_size": image, "patch_size": patch, **shape}  # of timm, so that an export can ask for the same again
     return model

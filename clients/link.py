@@ -20,7 +20,7 @@ from fl.wire.coding import WHOLE, Coding
 from fl.wire.flat import Packed, pack, unpack
 
 RECEIVED, LOST = "received", "lost"  # the files' names
-LAST = 3  # of what arrived are kept: a round brings two, and one that is resumed is about what came before them
+LAST = 5  # of what arrived are kept: a round brings two, and a run may be resumed from one checkpoint before the newest
 
 
 def arrived(drawer: Drawer, coding: Coding, packed: Packed, link: str | None, start: Adapter) -> Adapter:
@@ -36,7 +36,8 @@ def arrived(drawer: Drawer, coding: Coding, packed: Packed, link: str | None, st
     what = f"{RECEIVED}-{hashlib.sha256(repr(own.layout).encode()).hexdigest()[:8]}"
     if link:
         own = add(_had(drawer, what, link) or _begun(drawer, start, link, own.layout), own)
-    drawer.keep(what, drawer.newest(what) + 1, own, last=LAST)
+    if not _had(drawer, what, digest(own), last=1):  # a round that is tried again brings the same
+        drawer.keep(what, drawer.newest(what) + 1, own, last=LAST)
     return {**message, **own} if len(message) > len(own) else own
 
 
@@ -55,9 +56,10 @@ def leaving(drawer: Drawer, coding: Coding, seed: int, round: int, update: Adapt
     return packed
 
 
-def _had(drawer: Drawer, what: str, link: str) -> Adapter | None:
+def _had(drawer: Drawer, what: str, link: str, last: int = LAST) -> Adapter | None:
     """What arrived with this digest. A round that broke off has sent more since, so the last few are looked at."""
-    for number in range(drawer.newest(what), 0, -1):
+    newest = drawer.newest(what)
+    for number in range(newest, max(0, newest - last), -1):
         try:
             found = drawer.recall(what, number)
         except StateError:

@@ -45,7 +45,7 @@ def main() -> int:
             main_job = name == "keyed"
             print(f"\n{title}, encrypted pictures, {'by flwr run' if main_job else 'in process'}:", flush=True)
             words = [f"experiment=demo/{name}", f"name={name}", f"output={folder}"]
-            if not (by_flwr_run(words) if main_job else run_apps(2, shlex.join(words))):
+            if not (by_flwr_run(words) if main_job else run_apps(2, shlex.join(words)) == 0):
                 print("error: the run failed; its reason stands above", file=sys.stderr)
                 return 4
     except EngineError as error:

@@ -96,10 +96,10 @@ def run(server: ServerApp, client: ClientApp, nodes: int, overrides: str, node_c
     server(grid=grid, context=Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config))
 
 
-def run_apps(nodes: int, overrides: str) -> bool:
-    """The project's own apps with ``nodes`` clients. Returns whether the run completed; its reason has been printed."""
+def run_apps(nodes: int, overrides: str) -> int:
+    """The project's own apps with ``nodes`` clients. Returns the exit status; what went wrong has been printed."""
     try:
         run(server_app.app, client_app.app, nodes, overrides)
-    except Exception:  # the ServerApp has said what went wrong
-        return False
-    return True
+    except Exception as error:  # the ServerApp has said it
+        return server_app.STATUS.get(type(error), 4)
+    return 0

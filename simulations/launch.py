@@ -33,6 +33,7 @@ from fl.provenance import ROOT
 NOISE = re.compile(r"^(\x1b\[[0-9;]*m)*(INFO|DEBUG|WARNING|\(ClientAppActor|\(raylet|\(pid|Loading project|Using SuperLink|Successfully installed|\s*$)|^\s*warnings?\.warn")
 
 
+STATUS = re.compile(r"^error: .*\(exit status (\d)\)$")
 PATIENCE = 120  # seconds until a run that was taken must have begun
 
 
@@ -44,7 +45,7 @@ class Engine:
     """A SuperLink of our own, in the folder ``home``."""
 
     def __init__(self, home: Path, port: int) -> None:
-        self.home, self.port, self.failed = home, port, False
+        self.home, self.port, self.failed, self.status = home, port, False, 4
         scripts = Path(sys.executable).parent
         self.env = os.environ | {
             "FLWR_HOME": str(home),
@@ -95,6 +96,8 @@ class Engine:
         with log.open("w") as keep, subprocess.Popen(command, cwd=self.home, env=self.env, **pipes) as stream:
             for line in stream.stdout:
                 keep.write(line)
+                if (said := STATUS.search(line)):
+                    self.status = int(said[1])
                 if show and not NOISE.match(line) and not line.startswith(("Traceback", " ", "\x1b")):
                     print(line, end="", flush=True)
 
@@ -157,7 +160,11 @@ def _wait_for(process: subprocess.Popen, own: Engine, seconds: float = 60) -> No
 
 
 def main(arguments: list[str]) -> int:
-    """The command. Returns 0 when the run completed, 2 for a bad override, 4 when the run failed or no engine started."""
+    """The command. Returns the exit status.
+
+    0 when the run completed, 2 for a bad override, 4 when the run failed or no engine started, 5 for a quorum that was lost, 6
+    for checkpoints that are damaged.
+    """
     parser = argparse.ArgumentParser(prog="python -m simulations.launch", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--clients", type=int, default=2, help="virtual nodes (default 2)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes (default: one for each core)")
@@ -166,9 +173,9 @@ def main(arguments: list[str]) -> int:
         if load(shlex.join(overrides)).engine == "inprocess":  # and a slip of the pen is not worth an engine
             from simulations import inprocess  # the client's libraries, which an engine's own processes load
 
-            return 0 if inprocess.run_apps(options.clients, shlex.join(overrides)) else 4
+            return inprocess.run_apps(options.clients, shlex.join(overrides))
         with engine() as own:
-            return 0 if own.run(options.clients, options.workers, overrides) else 4
+            return 0 if own.run(options.clients, options.workers, overrides) else own.status
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

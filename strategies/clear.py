@@ -99,8 +99,9 @@ def _train(run: Run, state: State, round: int) -> Generator[Question, Iterable[A
     """The state after ``round``, from updates of a quorum at least; what is known of them, and what was refused."""
     config, refused = run.config, []
     members = cohort(config, round, len(run.rolls))
-    need = enough(config, len(members), run.strategy.fewest)
+    need, sent = enough(config, len(members), run.strategy.fewest), run.downlink.kept()
     for attempt in range(config.retries + 1):
+        run.downlink.recall(sent)  # who is asked again is sent the same again
         watch, asked, messages, out = Watch(few=len(members) <= config.diagnostics), {}, {}, []
         for client in members:
             asked[client] = recipe, given = orders(run.strategy, config, state, round, run.infos[client])

@@ -70,6 +70,7 @@ class Downlink:
         """Remember what `kept` gave."""
         known = {name: Known(adapter, name) for name, adapter in kept["adapters"].items()}
         self._had = {(client, known[name].adapter.layout): known[name] for client, name in kept["had"]}
+        self._state = None
 
     def _all(self, client: int, message: Adapter, facts: dict[str, Any]) -> tuple[Packed, dict[str, Any]]:
         if not self._coding.lossy:

@@ -217,7 +217,7 @@ def test_what_is_no_packed_adapter_or_too_large_for_one_has_a_code(packed, code)
 # What a client takes from a server ------------------------------------------------------------------------------------
 
 
-def order(config, **change) -> dict:
+def order(config, change: dict = {}) -> dict:
     return {"run": "run", "round": 1, "config": config.digest(), "recipe": config.recipe.to_json()} | change
 
 
@@ -232,7 +232,7 @@ def test_a_client_takes_no_order_of_another_run_round_or_config(change, says):
     config = load("rounds=5")
     assert gate.mark(order(config), config)["round"] == 1
     with pytest.raises(WireError, match=says):
-        gate.mark(order(config, **change), config)
+        gate.mark(order(config, change), config)
 
 
 @pytest.mark.parametrize("change", [{"epochs": 10**9}, {"batch": 1}, {"batch": 4096}, {"lr": {"head": -1.0}}, {"lr": {"head": float("inf")}}, {"deadline": 99.0}])

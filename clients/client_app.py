@@ -107,7 +107,7 @@ def without_paths(text: str, config: Config | None) -> str:
     paths = {form: f"<{name}>" for name, where in places.items() for form in (str(Path(str(where)).expanduser()), str(where))}
     for path in sorted(paths, key=len, reverse=True):  # what lies in another's folder goes by its own name
         if len(path) > 1 and "/" in path:
-            text = text.replace(path, paths[path])
+            text = re.sub(rf"(?<![\w.-]){re.escape(path)}(?!\w)", paths[path], text)
     text = re.sub(r"(<[\w.]+>)(/[\w.~+@-]+)+", r"\1/...", text)
     return re.sub(r"(?<![\w.~<>:/])~?(/[\w.~+@-]+){2,}/?", "<path>", text)
 

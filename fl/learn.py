@@ -15,6 +15,7 @@ from fl.adapter import GROUPS, Adapter, check_like, flat, group
 from fl.datasets import Examples
 from fl.flat import Flat
 from fl.models import Forward
+from fl.pieces import NoRoom, gradients
 from fl.recipe import Recipe
 
 Prepare = Callable[[Tensor, Generator], Tensor]
@@ -57,9 +58,9 @@ def fit(
     """Train the parameters of ``model`` that require a gradient, in place, as ``recipe`` says.
 
     ``forward`` computes the model's logits, by default as the model itself does. ``stream`` decides the order of the
-    examples and what ``prepare`` draws. ``correction`` is added to the gradient of each step, before it is clipped. Raises
-    TrainingError for a loss that is not finite, and for fewer than two examples: a one-image step can give the image away, so
-    none is ever taken.
+    examples and what ``prepare`` draws. ``correction`` is added to the gradient of each step, before it is clipped. A batch too
+    large for memory is taken in pieces (`fl.pieces`). Raises TrainingError for a loss that is not finite, when one image is too
+    large, and for fewer than two examples: a one-image step can give the image away, so none is ever taken.
     """
     if len(examples.labels) < 2:
         raise TrainingError(f"training needs at least 2 images, got {len(examples.labels)}; give this client more")
@@ -81,9 +82,10 @@ def fit(
         images = prepare(images, stream) if prepare else images
         for part in optimizer.param_groups:
             part["lr"] = part["peak"] * schedule(recipe, step / total)
-        grads.buffer.zero_()
-        loss = cross_entropy(forward(images.to(device)), labels.to(device))
-        loss.backward()
+        try:
+            loss = gradients(model, forward, images, labels, grads.buffer.zero_)
+        except NoRoom as error:
+            raise TrainingError(str(error)) from None
         if shift is not None:
             raw.add_(grads.buffer)
             grads.buffer.add_(shift)
@@ -92,7 +94,7 @@ def fit(
         if recipe.clip:
             grads.buffer.mul_((recipe.clip / (grads.buffer.norm() + 1e-6)).clamp(max=1.0))
         optimizer.step()
-        losses += loss.detach()
+        losses += loss
         seen, taken = seen + len(chosen), step + 1
         if recipe.deadline and time.monotonic() - began > recipe.deadline:
             break  # before the next step, whatever it would take: the updates of slow machines are worth having

@@ -18,7 +18,9 @@ from torch.nn.functional import cross_entropy
 from fl.models import Forward
 
 LARGEST: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # images at a time that fit, of models that once did not
-SAYS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # CUDA's words, a CPU's, and cuBLAS's
+SAYS = (  # CUDA, cuBLAS, torch's allocator on a CPU, C++, oneDNN
+    "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "bad_alloc", "could not create a primitive",
+)  # fmt: skip
 log = logging.getLogger("veilora.learn")
 
 
@@ -38,13 +40,15 @@ def gradients(model: nn.Module, forward: Forward, images: Tensor, labels: Tensor
         try:
             clear()
             return _sum(forward, images, labels, size, device)
-        except RuntimeError as error:  # of which torch's own is one
-            if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in SAYS):
+        except (RuntimeError, MemoryError) as error:  # torch's own is one of the former
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(words in str(error) for words in SAYS):
                 raise
+            reason = str(error).partition("\n")[0][:100]
         # here, where the error and what its frames held are gone
         _give_back(device)
         if size == 1:
-            raise NoRoom(f"training needs memory for one image at a time, and {device} has less{_left(device)}; run fewer workers on it, or a smaller model")
+            short = f"training needs memory for one image at a time, and {device} has less{_left(device)}: {reason}"
+            raise NoRoom(f"{short}; run fewer workers on it, or a smaller model")
         LARGEST[model] = (size + 1) // 2
         log.warning("%d images at a time are too many for the memory of %s%s: now %d, and the same step", size, device, _left(device), LARGEST[model])
 

@@ -20,7 +20,7 @@ from fl.provenance import ROOT
 from fl.randomness import generator
 from fl.recipe import Recipe
 
-SHORT = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+SHORT = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), RuntimeError("could not create a primitive"), MemoryError("std::bad_alloc")]
 RECIPE = Recipe(lr=RATES, batch=16, epochs=2)
 
 
@@ -118,7 +118,7 @@ def test_with_enough_memory_nothing_is_cut_and_nothing_said(tiny, forty, caplog)
 def test_no_memory_for_one_image_is_said_in_one_line(tiny, forty):
     model = tiny(lora_patch)
     forward, given = narrow(plain(model), 0)
-    with pytest.raises(TrainingError, match="memory for one image at a time, and cpu has less; run fewer workers") as caught:
+    with pytest.raises(TrainingError, match="memory for one image at a time, and cpu has less: CUDA out of memory.*; run fewer workers") as caught:
         fit(model, forty, RECIPE, generator(0, "fit"), forward=forward)
     assert given == [16, 8, 4, 2, 1] and "\n" not in str(caught.value)
 

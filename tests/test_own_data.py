@@ -53,7 +53,7 @@ SLOW = pytest.mark.slow
 RUNS = [
     (True, "recipe.augment=true"),
     (False, "recipe.augment=true start=public partition=dirichlet validation=0.2 evaluate_on=validation"),
-    (True, "blind=true seal.largest=200 recipe.augment=true"),
+    pytest.param(True, "blind=true seal.largest=200 recipe.augment=true", marks=SLOW),
     pytest.param(False, "recipe.augment=true", marks=SLOW),
     pytest.param(True, "start=public partition=dirichlet validation=0.2 evaluate_on=validation", marks=SLOW),
     pytest.param(True, "recipe.augment=true step=plain start=public", marks=SLOW),
@@ -69,7 +69,7 @@ def test_a_folder_for_each_client_gives_the_run_on_the_whole_source(home, tmp_pa
     assert equal(adapter, same) and ours["accuracy"] == theirs["accuracy"] and ours["loss"] == theirs["loss"]
 
 
-@pytest.mark.parametrize("encrypt", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("encrypt", [pytest.param(False, marks=SLOW), True], ids=["plain", "encrypted"])
 def test_so_it_does_through_flower_and_only_plain_folders_leave_a_picture(home, tmp_path, no_source, encrypt):
     (_, adapter), names = by_loop(home, tmp_path), folders(home, tmp_path, encrypt=encrypt)
     no_source()

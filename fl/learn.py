@@ -15,15 +15,11 @@ from fl.adapter import GROUPS, Adapter, check_like, flat, group
 from fl.datasets import Examples
 from fl.flat import Flat
 from fl.models import Forward
-from fl.pieces import NoRoom, gradients
+from fl.pieces import TrainingError, gradients, within_memory
 from fl.recipe import Recipe
 
 Prepare = Callable[[Tensor, Generator], Tensor]
 """uint8 images of one batch -> uint8 images as the model reads them: augmented, resized, encrypted."""
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says what to change."""
 
 
 class Fitted(NamedTuple):
@@ -82,10 +78,7 @@ def fit(
         images = prepare(images, stream) if prepare else images
         for part in optimizer.param_groups:
             part["lr"] = part["peak"] * schedule(recipe, step / total)
-        try:
-            loss = gradients(model, forward, images, labels, grads.buffer.zero_)
-        except NoRoom as error:
-            raise TrainingError(str(error)) from None
+        loss = gradients(model, forward, images, labels, grads.buffer.zero_)
         if shift is not None:
             raw.add_(grads.buffer)
             grads.buffer.add_(shift)
@@ -110,12 +103,16 @@ def evaluate(model: nn.Module, examples: Examples, forward: Forward | None = Non
     device = next(model.parameters()).device
     forward = forward or plain(model)
     model.eval()
-    loss, correct = 0.0, 0
-    for images, labels in zip(examples.images.split(batch), examples.labels.to(device).split(batch)):
-        logits = forward(images.to(device))
-        loss += float(cross_entropy(logits, labels, reduction="sum"))
-        correct += int((logits.argmax(-1) == labels).sum())
-    return Score(loss, correct, len(examples.labels))
+
+    def score(size: int) -> Score:
+        loss, correct = 0.0, 0
+        for images, labels in zip(examples.images.split(size), examples.labels.to(device).split(size)):
+            logits = forward(images.to(device))
+            loss += float(cross_entropy(logits, labels, reduction="sum"))
+            correct += int((logits.argmax(-1) == labels).sum())
+        return Score(loss, correct, len(examples.labels))
+
+    return within_memory("evaluate", model, batch, score)
 
 
 def plain(model: nn.Module, precision: str = "float32", attention: str = "fused") -> Forward:

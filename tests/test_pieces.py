@@ -13,7 +13,7 @@ from test_learn import RATES, STILL, Linear, awake, dots, slope
 
 from fl.adapter import PATCH_EMBED, read
 from fl.lean import lean
-from fl.learn import TrainingError, fit, plain
+from fl.learn import TrainingError, evaluate, fit, plain
 from fl.models.lora_patch import lora_patch
 from fl.pieces import LARGEST, gradients
 from fl.provenance import ROOT
@@ -77,7 +77,7 @@ def test_pieces_give_the_gradients_of_the_whole_batch(tiny, forty, kind, room, s
     whole = step(forward, model, forty)
     tried = short(forward, room)
     pieces = step(tried[0] if isinstance(tried, tuple) else tried, model, forty)
-    assert whole.keys() == pieces.keys() and PATCH_EMBED in whole and LARGEST[model] <= room
+    assert whole.keys() == pieces.keys() and PATCH_EMBED in whole and LARGEST["train"][model] <= room
     for name in whole:
         assert float((pieces[name] - whole[name]).norm()) <= 1e-6 * max(1, float(whole[name].norm())), name
         assert whole[name].any()
@@ -112,15 +112,23 @@ def test_with_enough_memory_nothing_is_cut_and_nothing_said(tiny, forty, caplog)
     model = tiny(lora_patch)
     forward, given = narrow(plain(model), 99)
     fit(model, forty, replace(RECIPE, epochs=1), generator(0, "fit"), forward=forward)
-    assert given == [16, 16, 8] and model not in LARGEST and not caplog.records
+    assert given == [16, 16, 8] and model not in LARGEST["train"] and not caplog.records
 
 
 def test_no_memory_for_one_image_is_said_in_one_line(tiny, forty):
     model = tiny(lora_patch)
     forward, given = narrow(plain(model), 0)
-    with pytest.raises(TrainingError, match="memory for one image at a time, and cpu has less: CUDA out of memory.*; run fewer workers") as caught:
+    with pytest.raises(TrainingError, match="memory is needed for one image at a time, and cpu has less: CUDA out of memory.*; run fewer workers") as caught:
         fit(model, forty, RECIPE, generator(0, "fit"), forward=forward)
     assert given == [16, 8, 4, 2, 1] and "\n" not in str(caught.value)
+
+
+def test_an_evaluation_with_little_memory_is_the_evaluation(tiny, forty):
+    model = awake(tiny(lora_patch))
+    forward, given = narrow(plain(model), 12)
+    whole, pieces = evaluate(model, forty, batch=32), evaluate(model, forty, forward, batch=32)
+    assert pieces == (pytest.approx(whole.loss, rel=1e-6), whole.correct, 40) and given == [32, 16, *[8] * 5]
+    assert LARGEST["evaluate"][model] == 8 and model not in LARGEST["train"]
 
 
 def test_another_error_comes_through(tiny, forty):
@@ -149,7 +157,7 @@ fit(model, examples.at(torch.arange(8)), recipe, torch.Generator().manual_seed(0
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
 fitted = fit(model, examples, recipe, torch.Generator().manual_seed(0))
-print(fitted.steps, fitted.seen, fitted.loss, LARGEST.get(model, 1024))
+print(fitted.steps, fitted.seen, fitted.loss, LARGEST["train"].get(model, 1024))
 """
 
 

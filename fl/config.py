@@ -152,8 +152,8 @@ class Config(BaseModel):
 @lru_cache(maxsize=64)
 def load(overrides: str = "") -> Config:
     """The config that ``overrides`` (one Hydra override string, as typed in a shell) asks for. Raises ConfigError."""
-    try:
-        words = shlex.split(overrides)
+    try:  # a shell leaves ~ after = as it is, and Hydra reads it in quotes alone
+        words = [re.sub(r"=(~[\w./-]*)$", r"='\1'", word) for word in shlex.split(overrides)]
     except ValueError as error:
         raise ConfigError(f"overrides must read like a shell command line, got {overrides!r}: {error}") from None
     try:

@@ -32,7 +32,7 @@ def folders(home: Path, out: Path, *more: str, encrypt: bool, of: int = 3) -> st
     return " ".join(f"+nodes.{i}.own={out / f'own-{i}'}" for i in range(of))
 
 
-def forget(*where: str) -> None:
+def forget() -> None:
     """As in a new process."""
     local.SHELF.__init__()
     for cache in (local.open_client, holdings._source, holdings._split):
@@ -77,6 +77,14 @@ def test_so_it_does_through_flower_and_only_plain_folders_leave_a_picture(home, 
     assert equal(adapter, same)
     assert len(list((tmp_path / "own").rglob("preview.png"))) == (0 if encrypt else 1)
     assert not list((tmp_path / "own").rglob("split.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["", "blind=true seal.largest=200"])
+def test_some_may_have_folders_and_others_the_whole_source(home, tmp_path, more):
+    (_, adapter), names = by_loop(home, tmp_path, more), folders(home, tmp_path, encrypt=True)
+    _, same = by_loop(home, tmp_path / "own", more, names.split()[1])
+    assert equal(adapter, same)
 
 
 @pytest.mark.slow
@@ -228,9 +236,11 @@ def test_clients_with_pictures_of_their_own_agree_although_nothing_was_cut(home,
     for i, count in enumerate((8, 12)):
         words = f"data=folder data.root={pictures(tmp_path / f'hospital-{i}', i, count)} {more}"
         words = settings(home, tmp_path).replace("data.train=120 data.test=60", "") + " " + words
-        said = partition.write(load(words), i, 2, tmp_path / f"own-{i}", encrypt=True, own=True)
+        said = partition.write(load(words), i, 2, tmp_path / f"own-{i}", encrypt=i == 0, own=True)
         assert said["images"] == {"train": count * 3 // 2, "validation": count // 2, "test": 2 * count} and said["own"]
         names.append(f"+nodes.{i}.own={tmp_path / f'own-{i}'}")
+    one, two = (local.open_client(load(f"{words} own={tmp_path / name}"), 0, 2) for name in ("own-0", "own-1"))
+    assert len(one.train.labels) == 12 and len(two.train.labels) == 18 and one.bench is two.bench  # and no pictures mixed
     words = words.replace(str(tmp_path / "hospital-1"), "/nowhere") + " rounds=1 "
     summary = launched(words + " ".join(names), tmp_path)
     assert summary["train_examples"] == 12 + 18 and summary["examples"] == 16 + 24

@@ -239,6 +239,7 @@ def test_a_run_says_sends_and_keeps_no_secret(jane, sent, capfd, caplog, kind):
     assert any("/state/" in name for name in kept)
 
 
+@pytest.mark.slow
 def test_the_bundle_and_a_report_hold_no_secret(jane, tmp_path):
     cell = dict(word.split("=", 1) for word in words_of("clients=3", "rounds=1").split())
     line = grid.run_cell(cell, str(jane / "veilora" / "runs"))

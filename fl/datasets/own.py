@@ -84,18 +84,18 @@ def read(folder: Path) -> tuple[Facts, dict[str, Examples]]:
     except OSError as error:
         raise DataError(f"{folder} must be a folder that veilora partition wrote, but {FACTS} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{folder / FACTS} must be as it was written, but is damaged; {again}") from None
+        raise DataError(f"{FACTS} in {folder} must be as it was written, but is damaged; {again}") from None
     if isinstance(told, dict) and told.get("version", 1) != 1:
-        raise DataError(f"{folder / FACTS} must be of version 1, got {told['version']!r}; {again}, of this code")
+        raise DataError(f"{FACTS} in {folder} must be of version 1, got {told['version']!r}; {again}, of this code")
     if digest != _of(told):
-        raise DataError(f"{folder / FACTS} must be as it was written, but its SHA-256 is another; {again}")
+        raise DataError(f"{FACTS} in {folder} must be as it was written, but its SHA-256 is another; {again}")
     try:
         facts, path = Facts.model_validate(told), folder / TENSORS
         found = path.stat().st_size
         if found != facts.nbytes:
-            raise DataError(f"{path} must have {facts.nbytes} bytes, got {found}; {again}")
+            raise DataError(f"{TENSORS} in {folder} must have {facts.nbytes} bytes, got {found}; {again}")
         if (got := _sha256(path)) != facts.sha256:
-            raise DataError(f"{path} must have the SHA-256 {facts.sha256[:16]}..., got {got[:16]}...: it is damaged; {again}")
+            raise DataError(f"{TENSORS} in {folder} must have the SHA-256 {facts.sha256[:16]}..., got {got[:16]}...: it is damaged; {again}")
         tensors = load_file(path)
         return facts, {name: Examples(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in PARTS}
     except OSError as error:

@@ -191,7 +191,7 @@ def part(step: Adapter, chosen: str) -> Adapter:
 
 def info(client: local.Client) -> ClientInfo:
     """What the server would know of this client, were it not blind."""
-    return ClientInfo(client.index, len(client.split.train[client.index]), len(client.held_indices), client.rank)
+    return ClientInfo(client.index, client.holdings.train.size, client.shard.size, client.rank)
 
 
 def terms(client: local.Client) -> Terms:

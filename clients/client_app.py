@@ -3,7 +3,7 @@
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``. It judges
 them as the server judges its answers (`clients.gate`), and an answer says of which run, round and config it is.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``data-path``, ``weights-path``, ``state-path``, ``device``, ``rank``.
+run's config ``key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``device``, ``rank``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ app = ClientApp()
 log = logging.getLogger("veilora.client")
 
 NODE_SETTINGS = {
-    "key-path": "key", "data-path": "data_root", "weights-path": "weights", "state-path": "state", "device": "device", "rank": "rank",
+    "key-path": "key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own", "state-path": "state",
+    "device": "device", "rank": "rank",
 }  # fmt: skip
 EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, StateError, SealError, OSError)
 
@@ -101,11 +102,12 @@ def without_paths(text: str, config: Config | None) -> str:
         "key": config.key,
         "output": config.output,
         "state": config.state,
+        "own": config.own or "",
     }
-    for name, where in places.items():
-        for path in (str(Path(str(where)).expanduser()), str(where)):
-            if len(path) > 1 and "/" in path:
-                text = text.replace(path, f"<{name}>")
+    paths = {form: f"<{name}>" for name, where in places.items() for form in (str(Path(str(where)).expanduser()), str(where))}
+    for path in sorted(paths, key=len, reverse=True):  # what lies in another's folder goes by its own name
+        if len(path) > 1 and "/" in path:
+            text = re.sub(rf"(?<![\w.-]){re.escape(path)}(?!\w)", paths[path], text)
     text = re.sub(r"(<[\w.]+>)(/[\w.~+@-]+)+", r"\1/...", text)
     return re.sub(r"(?<![\w.~<>:/])~?(/[\w.~+@-]+){2,}/?", "<path>", text)
 

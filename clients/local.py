@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clients import carried
+from clients.holdings import Holdings, Share, holdings
 from clients.shelf import Shelf
 from clients.state import Drawer
 from clients.workbench import Workbench, workbench
@@ -26,9 +27,8 @@ from fl import keys
 from fl.adapter import PATCH_EMBED, Adapter
 from fl.ciphers import Cipher
 from fl.config import Config, ConfigError, build
-from fl.datasets import Dataset, Examples
+from fl.datasets import Examples
 from fl.datasets.images import augment, resize, save_rows
-from fl.datasets.partition import Split, split
 from fl.lean.table import gathering
 from fl.learn import Prepare, Score, evaluate, fit
 from fl.models import fold
@@ -40,15 +40,14 @@ from fl.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Client:
-    """Client ``index`` of ``of``, its parts opened. ``config`` is without its ``rank``: clients of all ranks share one model."""
+    """Client ``index`` of ``of``, its parts opened. ``config`` is without its ``rank`` and ``own``: all clients share one model."""
 
     config: Config
     index: int
     of: int
     key: keys.SharedKey
     cipher: Cipher
-    dataset: Dataset
-    split: Split
+    holdings: Holdings
     rank: int | None = None
 
     def __repr__(self) -> str:
@@ -57,7 +56,7 @@ class Client:
     @property
     def bench(self) -> Workbench:
         """The model, which a process keeps for the clients of one config."""
-        return workbench(self.config, self.key, len(self.dataset.classes))
+        return workbench(self.config, self.key, len(self.holdings.classes))
 
     def drawer(self, run: str) -> Drawer:
         """What this client keeps between the rounds of ``run``."""
@@ -71,33 +70,39 @@ class Client:
     def augmented(self) -> Prepare:
         """What happens to a batch under ``recipe.augment``: shifted and mirrored, then prepared; one gather where that does it."""
         side = self.config.model["image"]
-        if self.config.step == "lean" and self.cipher.moves and self.dataset.train.images.shape[-2:] == (side, side):
+        if self.config.step == "lean" and self.cipher.moves and self.holdings.train.source.images.shape[-2:] == (side, side):
             return gathering(self.cipher, side)
         return lambda images, stream: self.prepare(augment(images, stream))
 
     @property
     def plain(self) -> Examples:
-        """The training images as the source has them."""
-        return self.dataset.train.at(self.split.train[self.index])
+        """The training images before encryption; what lies encrypted on the disk has the model's size already."""
+        images, labels = self.holdings.train.examples()
+        return Examples(self.cipher.decrypt(images) if self.holdings.encrypted else images, labels)
 
     @property
     def train(self) -> Examples:
         """The training images as the model reads them, prepared once while the shelf has room."""
-        return SHELF.get(self.config, (self.index, self.of, "train"), lambda: self._ready(self.plain))
+        return self._ready("train", self.holdings.train)
 
     @property
     def held(self) -> Examples:
-        """The images to evaluate on, as the model reads them: the client's test shard, or what it held out."""
-        source = self.dataset.test if self.config.evaluate_on == "test" else self.dataset.train
-        return SHELF.get(self.config, (self.index, self.of, "held"), lambda: self._ready(source.at(self.held_indices)))
+        """The images to evaluate on, as the model reads them."""
+        return self._ready("held", self.shard)
 
     @property
-    def held_indices(self) -> Tensor:
-        """Where in the source the images to evaluate on are."""
-        return (self.split.test if self.config.evaluate_on == "test" else self.split.validation)[self.index]
+    def shard(self) -> Share:
+        """The images to evaluate on: the client's test shard, or what it held out."""
+        return self.holdings.test if self.config.evaluate_on == "test" else self.holdings.validation
 
-    def _ready(self, plain: Examples) -> Examples:
-        return Examples(self.prepare(plain.images), plain.labels)
+    def _ready(self, name: str, share: Share) -> Examples:
+        def ready() -> Examples:
+            images, labels = share.examples()
+            return Examples(self.prepare(images), labels)
+
+        if self.holdings.encrypted:
+            return share.examples()
+        return SHELF.get(self.config, (self.holdings.name, self.index, self.of, name), ready)
 
 
 SHELF = Shelf()
@@ -110,14 +115,13 @@ def open_client(config: Config, index: int, of: int) -> Client:
     Raises KeyFileError, DataError, WeightsError or ConfigError, each with one line that says what to do.
     """
     torch.set_num_threads(config.threads)
-    rank, config = config.rank or config.method.get("rank"), config.model_copy(update={"rank": None})
+    rank = config.rank or config.method.get("rank")
     key = keys.read(Path(config.key))
     cipher = build(config.cipher, key=key, block=config.model["patch"])
     if config.start == "keyed" and cipher.absorb is None:
         raise ConfigError("start=keyed needs a cipher that the patch embedding can absorb; set start=public")
-    source = json.dumps(config.data, sort_keys=True), config.model["image"]
-    parts = _split(*source, json.dumps(config.partition, sort_keys=True), of, config.seed, config.validation)
-    client = Client(config, index, of, key, cipher, _dataset(*source), parts, rank)
+    held = holdings(config, index, of, key)
+    client = Client(config.model_copy(update={"rank": None, "own": None}), index, of, key, cipher, held, rank)
     client.bench  # so that what is wrong with the weights is said now
     return client
 
@@ -164,7 +168,7 @@ def train(
     if scored:
         own = evaluate(client.bench.model, client.held, client.bench.forward)
         metrics |= {f"own_{name}": value for name, value in own._asdict().items()}
-    return update, len(client.split.train[client.index]), metrics
+    return update, client.holdings.train.size, metrics
 
 
 def score(client: Client, received: Adapter) -> Score:
@@ -175,7 +179,7 @@ def score(client: Client, received: Adapter) -> Score:
 
 def roll(client: Client) -> dict:
     """What the client answers to the roll call, as `strategies.rollcall.Roll` names it. Raises ConfigError for too many images."""
-    config, train, held = client.config, len(client.split.train[client.index]), len(client.held_indices)
+    config, train, held = client.config, client.holdings.train.size, client.shard.size
     if config.blind and train > config.seal.largest:
         raise ConfigError(f"seal.largest must be what the largest client has, got {config.seal.largest}, and this one has more; raise it")
     return {
@@ -186,15 +190,15 @@ def roll(client: Client) -> dict:
             "config": config.digest(),
             "key": client.key.fingerprint,
             "backbone": client.bench.backbone,
-            "classes": adapters.digest({name: torch.tensor(i) for i, name in enumerate(client.dataset.classes)}),
-            "split": client.split.digest(),
+            "classes": adapters.digest({name: torch.tensor(i) for i, name in enumerate(client.holdings.classes)}),
+            "split": client.holdings.digest,
             "start": adapters.digest(client.bench.start),
         },
         "train": None if config.blind else train,
         "evaluate": None if config.blind else held,
         "trained": adapters.count(client.bench.start),
         "full_bytes": client.bench.full_bytes,
-        "faults": client.dataset.faults,
+        "faults": client.holdings.faults,
         "machine": f"torch {versions()['torch']} on {next(client.bench.model.parameters()).device.type}, {client.bench.speed}",
         "rank": client.rank,
     }
@@ -203,25 +207,18 @@ def roll(client: Client) -> dict:
 def keepsakes(client: Client, folder: Path) -> None:
     """Write what only a client knows: ``preview.png``, eight images plain above encrypted, ``split.json``, ``classes.json``.
 
-    The picture is encrypted with a key made for it and forgotten: a plain and an encrypted image together give the key.
+    The picture is encrypted with a key made for it and forgotten: a plain and an encrypted image together give the key. Where
+    pictures lie encrypted on the disk, no plain one is put there. Who holds a part of the source alone knows no whole split.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    images = resize(client.plain.images[:8], client.config.model["image"])
-    throwaway = build(client.config.cipher, key=keys.SharedKey(secrets.token_bytes(32)), block=client.config.model["patch"])
-    save_rows([images, throwaway.encrypt(images)], folder / "preview.png", zoom=max(1, 96 // client.config.model["image"]))
-    client.split.save(folder / "split.json")
-    (folder / "classes.json").write_text(json.dumps(client.dataset.classes))
-
-
-@lru_cache(maxsize=1)
-def _dataset(source: str, image: int) -> Dataset:
-    return build(json.loads(source), image=image)
-
-
-@lru_cache(maxsize=1)
-def _split(source: str, image: int, partition: str, of: int, seed: int, validation: float) -> Split:
-    dataset = _dataset(source, image)
-    return split(build(json.loads(partition)), dataset.train.labels, dataset.test.labels, of, seed, validation)
+    side, block = client.config.model["image"], client.config.model["patch"]
+    if not client.holdings.encrypted:
+        images = resize(client.plain.images[:8], side)
+        throwaway = build(client.config.cipher, key=keys.SharedKey(secrets.token_bytes(32)), block=block)
+        save_rows([images, throwaway.encrypt(images)], folder / "preview.png", zoom=max(1, 96 // side))
+    if client.holdings.split:
+        client.holdings.split.save(folder / "split.json")
+    (folder / "classes.json").write_text(json.dumps(client.holdings.classes))
 
 
 def _put(client: Client, received: Adapter) -> Adapter:

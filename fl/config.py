@@ -30,7 +30,7 @@ from fl.sections import Checkpoint, Gate, Node, Seal
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Record = TypeVar("Record", bound=BaseModel)
 OWN = frozenset(  # what changes no result: places, and how patient whom is
-    "key output state engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
+    "key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
 )
 
 
@@ -84,11 +84,12 @@ class Config(BaseModel):
     recipe: Recipe
     nodes: dict[int, Node] = {}
     rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest
+    own: str | None = None                     # a folder that `veilora partition` wrote, in data's place
 
-    @field_validator("key", "output", "state")
+    @field_validator("key", "output", "state", "own")
     @classmethod
-    def _absolute(cls, path: str) -> str:
-        if not Path(path).expanduser().is_absolute():
+    def _absolute(cls, path: str | None) -> str | None:
+        if path is not None and not Path(path).expanduser().is_absolute():
             raise ValueError("must be absolute or start with ~, since an engine runs in a folder of its own")
         return path
 
@@ -137,7 +138,7 @@ class Config(BaseModel):
         return json.loads(json.dumps(shared))
 
     def at_node(self, settings: Node) -> Config:
-        """This config as one machine sees it: its own key file, data folder, weights file, device, rank."""
+        """This config as one machine sees it: its own key file, data or partition folder, weights file, device, rank."""
         own = settings.model_dump(exclude_none=True)
         parts = {"data_root": ("data", "root"), "weights": ("model", "weights")}
         change = {k: v for k, v in own.items() if k not in parts}
@@ -151,8 +152,8 @@ class Config(BaseModel):
 @lru_cache(maxsize=64)
 def load(overrides: str = "") -> Config:
     """The config that ``overrides`` (one Hydra override string, as typed in a shell) asks for. Raises ConfigError."""
-    try:
-        words = shlex.split(overrides)
+    try:  # a shell leaves ~ after = as it is, and Hydra reads it in quotes alone
+        words = [re.sub(r"=(~[\w./-]*)$", r"='\1'", word) for word in shlex.split(overrides)]
     except ValueError as error:
         raise ConfigError(f"overrides must read like a shell command line, got {overrides!r}: {error}") from None
     try:

@@ -15,14 +15,11 @@ from fl.adapter import GROUPS, Adapter, check_like, flat, group
 from fl.datasets import Examples
 from fl.flat import Flat
 from fl.models import Forward
+from fl.pieces import TrainingError, gradients, within_memory
 from fl.recipe import Recipe
 
 Prepare = Callable[[Tensor, Generator], Tensor]
 """uint8 images of one batch -> uint8 images as the model reads them: augmented, resized, encrypted."""
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says what to change."""
 
 
 class Fitted(NamedTuple):
@@ -57,9 +54,9 @@ def fit(
     """Train the parameters of ``model`` that require a gradient, in place, as ``recipe`` says.
 
     ``forward`` computes the model's logits, by default as the model itself does. ``stream`` decides the order of the
-    examples and what ``prepare`` draws. ``correction`` is added to the gradient of each step, before it is clipped. Raises
-    TrainingError for a loss that is not finite, and for fewer than two examples: a one-image step can give the image away, so
-    none is ever taken.
+    examples and what ``prepare`` draws. ``correction`` is added to the gradient of each step, before it is clipped. A batch too
+    large for memory is taken in pieces (`fl.pieces`). Raises TrainingError for a loss that is not finite, when one image is too
+    large, and for fewer than two examples: a one-image step can give the image away, so none is ever taken.
     """
     if len(examples.labels) < 2:
         raise TrainingError(f"training needs at least 2 images, got {len(examples.labels)}; give this client more")
@@ -81,9 +78,7 @@ def fit(
         images = prepare(images, stream) if prepare else images
         for part in optimizer.param_groups:
             part["lr"] = part["peak"] * schedule(recipe, step / total)
-        grads.buffer.zero_()
-        loss = cross_entropy(forward(images.to(device)), labels.to(device))
-        loss.backward()
+        loss = gradients(model, forward, images, labels, grads.buffer.zero_)
         if shift is not None:
             raw.add_(grads.buffer)
             grads.buffer.add_(shift)
@@ -92,7 +87,7 @@ def fit(
         if recipe.clip:
             grads.buffer.mul_((recipe.clip / (grads.buffer.norm() + 1e-6)).clamp(max=1.0))
         optimizer.step()
-        losses += loss.detach()
+        losses += loss
         seen, taken = seen + len(chosen), step + 1
         if recipe.deadline and time.monotonic() - began > recipe.deadline:
             break  # before the next step, whatever it would take: the updates of slow machines are worth having
@@ -108,12 +103,16 @@ def evaluate(model: nn.Module, examples: Examples, forward: Forward | None = Non
     device = next(model.parameters()).device
     forward = forward or plain(model)
     model.eval()
-    loss, correct = 0.0, 0
-    for images, labels in zip(examples.images.split(batch), examples.labels.to(device).split(batch)):
-        logits = forward(images.to(device))
-        loss += float(cross_entropy(logits, labels, reduction="sum"))
-        correct += int((logits.argmax(-1) == labels).sum())
-    return Score(loss, correct, len(examples.labels))
+
+    def score(size: int) -> Score:
+        loss, correct = 0.0, 0
+        for images, labels in zip(examples.images.split(size), examples.labels.to(device).split(size)):
+            logits = forward(images.to(device))
+            loss += float(cross_entropy(logits, labels, reduction="sum"))
+            correct += int((logits.argmax(-1) == labels).sum())
+        return Score(loss, correct, len(examples.labels))
+
+    return within_memory("evaluate", model, batch, score)
 
 
 def plain(model: nn.Module, precision: str = "float32", attention: str = "fused") -> Forward:

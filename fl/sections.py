@@ -17,6 +17,7 @@ class Node(BaseModel):
     device: str | None = None
     state: str | None = None
     rank: PositiveInt | None = None
+    own: str | None = None
 
 
 class Seal(BaseModel):

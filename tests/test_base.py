@@ -11,7 +11,7 @@ from test_aggregation import COUNTS, EXACT, MODULES, RANK, answers, drawn, made,
 from test_personal import kept, rows
 from test_simulation import by_flower, by_loop, equal, home, result, settings  # noqa: F401
 
-from clients import carried, local, workbench
+from clients import carried, holdings, local, workbench
 from clients.client_app import app as client_app
 from clients.state import Drawer
 from fl.adapter import apart, digest, move, read, ride, write
@@ -192,12 +192,12 @@ def test_what_a_run_leaves_rebuilds_the_model_that_the_clients_scored(home, tmp_
     config = load(settings(home, tmp_path, "clients=3 rounds=3", f"strategy={name} precision=float32"))
     _, left = by_loop(home, tmp_path, "rounds=3", f"strategy={name} precision=float32")
     client = local.open_client(config, 1, 3)
-    model = build(config.model, classes=len(client.dataset.classes))
+    model = build(config.model, classes=len(client.holdings.classes))
     build(config.method)(model, config.seed)
     own, _, change = apart(left)
     write(model, own)
     rebase(model, change)
-    images = client.dataset.test.images[:20]
+    images = client.holdings.test.source.images[:20]
     with torch.no_grad():
         rebuilt = plain(model)(images)  # on plain pictures, without a key
         local.settle(client, ride("base", numbered([change])), "elsewhere", (0, 3))
@@ -281,7 +281,7 @@ def test_a_process_may_end_after_any_message_and_clients_may_take_turns(home, tm
     def anew(client, received, run="", span=None):
         """In a new process, in which another client, on a base of another round, has just been at work."""
         local.SHELF.__init__()
-        for cache in (local.open_client, local._dataset, local._split, workbench.workbench):
+        for cache in (local.open_client, holdings._source, holdings._split, workbench.workbench):
             cache.cache_clear()
         rebase(client.bench.model, known[-1] if known else {})
         rest = settle(client, received, run, span)

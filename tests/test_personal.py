@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_simulation import by_flower, by_loop, equal, home, result, settings  # noqa: F401
 
-from clients import local, workbench
+from clients import holdings, local, workbench
 from fl.adapter import PATCH_EMBED, group, move
 from fl.adapter import load as load_adapter
 from fl.config import load
@@ -51,7 +51,7 @@ def test_a_process_may_end_after_any_message(home, tmp_path, more):
     def in_a_new_process(client, *orders):
         began.append(client.index)
         local.SHELF.__init__()
-        for cache in (local.open_client, local._dataset, local._split, workbench.workbench):
+        for cache in (local.open_client, holdings._source, holdings._split, workbench.workbench):
             cache.cache_clear()
         return local.train(local.open_client(client.config, client.index, client.of), *orders)
 

@@ -83,7 +83,7 @@ def seen(config: Config) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.nd
     start, end, (width, *_) = places(flat(update).layout)[PATCH_EMBED]  # the layout is public
     block = config.model["patch"]
     secret = client.cipher.encrypt(torch.arange(3 * block**2).view(1, 3, block, block)).flatten().numpy()
-    pictures = resize(client.dataset.test.images[:PICTURES], config.model["image"])
+    pictures = resize(client.holdings.test.source.images[:PICTURES], config.model["image"])
     columns = {name: [m[start:end].astype(np.float64).reshape(width, -1) for m in many] for name, many in messages.items()}
     return columns, covariance(pictures, block), secret
 
@@ -100,7 +100,7 @@ def first_round(config: Config) -> list[tuple[Adapter, int]]:
     state = strategy.init(clients[0].bench.start)
     updates = []
     for client in clients:
-        info = ClientInfo(client.index, len(client.split.train[client.index]), len(client.held_indices), client.rank)
+        info = ClientInfo(client.index, client.holdings.train.size, client.shard.size, client.rank)
         updates.append(local.train(client, 1, *orders(strategy, config, state, 1, info))[:2])
     return updates
 

@@ -76,9 +76,10 @@ ATTACKS: dict[str, Attack] = {
 
 def flipped(client: local.Client) -> local.Client:
     """The client with the labels of its training images reversed."""
-    train = client.dataset.train
-    last = len(client.dataset.classes) - 1
-    return replace(client, dataset=client.dataset._replace(train=train._replace(labels=last - train.labels)))
+    train = client.holdings.train
+    last = len(client.holdings.classes) - 1
+    source = train.source._replace(labels=last - train.source.labels)
+    return replace(client, holdings=client.holdings._replace(train=train._replace(source=source)))
 
 
 def hostile(name: str, attackers: int, seed: int) -> loop.Train:

@@ -9,8 +9,9 @@
                                        of a blind run written by a client, and beside it
                    sealed.safetensors  what a blind server has: the sealed sums, from which who has the key gets all
                    curve.svg           accuracy and loss by round
-                   preview.png         plain images above encrypted ones, and
-                   split.json          who trains and tests on which image: written by a client, who alone knows
+                   preview.png         plain images above encrypted ones, unless they are encrypted at rest; and
+                   split.json          who trains and tests on which image, where one client knows; and
+                   classes.json        the classes' names: written by client 0, on its machine
 
 Each file is written whole or not at all, so that a run can be killed at any moment. A folder is one process's at a time.
 """
@@ -142,6 +143,10 @@ class Journal:
         self.say(f"accuracy {told(summary)} on {count}{self.config.evaluate_on} images of {summary['clients']} clients")
         if summary["personal"]:
             self.say(f"the clients' own models: {told(summary['personal'])}")
+        sent = sum(summary["bytes_per_client_round"].values())
+        self.say(f"sent: {sent / 1e3:,.1f} kB a client and round, both ways, {summary['ratio_to_full_fedavg']:.3%} of full-model FedAvg")
+        if summary.get("refused"):
+            self.say("left out: " + ", ".join(f"{count} x {code}" for code, count in summary["refused"].items()) + "; rounds.jsonl says whose and why")
         self._write("summary.json", summary)  # the last, since it says that the run is done
         self.say(f"output: {self.folder}")
         return summary

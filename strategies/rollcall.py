@@ -76,7 +76,14 @@ def remarks(rolls: Sequence[Roll]) -> list[str]:
     """What a person should know before round 1: on what the clients work, and which images were not as they should be."""
     machines = Counter(roll.machine for roll in rolls)
     lines = ["clients work with " + ", ".join(f"{machine} ({n})" for machine, n in sorted(machines.items()))]
-    return lines + [f"data: {count} images {name}" for name, count in rolls[0].faults.items()]  # all read the same source
+    return lines + [f"data: {count} images {name}" for name, count in faults(rolls).items()]
+
+
+def faults(rolls: Sequence[Roll]) -> dict[str, int]:
+    """Images that were not as they should be, by kind: once where all read one source, named where each has its own."""
+    if all(roll.faults == rolls[0].faults for roll in rolls):
+        return dict(rolls[0].faults)
+    return {f"{name} (client {roll.client})": count for roll in rolls for name, count in roll.faults.items()}
 
 
 def summary(rolls: Sequence[Roll]) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def summary(rolls: Sequence[Roll]) -> dict[str, Any]:
         "trained_parameters": rolls[0].trained,
         "key_fingerprint": rolls[0].digests["key"],
         "backbone": rolls[0].digests["backbone"],
-        "faults": dict(rolls[0].faults),
+        "faults": faults(rolls),
         "machines": sorted({roll.machine for roll in rolls}),
         "ranks": sorted({roll.rank for roll in rolls if roll.rank}),
     }

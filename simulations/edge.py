@@ -32,7 +32,9 @@ from fl.provenance import ROOT
 from simulations import processes
 from simulations.launch import Engine, EngineError
 
-PATIENCE = 90  # seconds until an engine must answer, or a node be there
+PATIENCE = 90  # seconds until an engine must answer, or a node be there; after a power cut Flower refuses a node for up to 60
+AGAIN = 'until "$0"; do sleep 5; done'  # what Restart=on-failure of the unit does
+JOINED = "SuperNode ID:"  # what a SuperNode says when the SuperLink has let it in
 
 
 class Ended(NamedTuple):
@@ -52,6 +54,7 @@ class Site:
         self.superlink: subprocess.Popen | None = None
         self.proxy: subprocess.Popen | None = None
         self.nodes: list[subprocess.Popen | None] = [None] * plan.nodes
+        self.before = [0] * plan.nodes  # of each node's log, when it was last started
 
     def start_superlink(self) -> None:
         """Start the SuperLink and wait until it answers. Raises EngineError."""
@@ -77,8 +80,9 @@ class Site:
                 raise EngineError(f"the SuperLink must register node {index}, but: {(done.stdout + done.stderr).strip()[-300:]}")
 
     def start(self, index: int) -> subprocess.Popen:
-        """Start the SuperNode of node ``index``, whether or not it was up before."""
-        self.nodes[index] = self.launch(f"node-{index}", [str(self.files / f"node-{index}" / "start")])
+        """Start the SuperNode of node ``index``, and again whenever it fails, as its unit does."""
+        self.before[index] = len(self.log(f"node-{index}"))
+        self.nodes[index] = self.launch(f"node-{index}", ["sh", "-c", AGAIN, str(self.files / f"node-{index}" / "start")])
         return self.nodes[index]
 
     def kill(self, index: int) -> None:
@@ -92,7 +96,7 @@ class Site:
         self.superlink = None
 
     def online(self) -> int:
-        """How many nodes the SuperLink takes for online."""
+        """How many nodes the SuperLink takes for online: those that are up, and for a minute one that was killed."""
         listed = self.flwr("supernode", "list", "veilora", "--format", "json").stdout
         try:
             return sum(node["status"] == "online" for node in json.loads(listed[listed.index("{") :])["nodes"])
@@ -100,14 +104,13 @@ class Site:
             raise EngineError(f"the SuperLink must list its nodes, but said {listed.strip()[-300:]!r}") from None
 
     def await_nodes(self) -> None:
-        """Wait until all nodes that were started are online. Raises EngineError if one ends instead."""
-        deadline, wanted = time.monotonic() + PATIENCE, [i for i, node in enumerate(self.nodes) if node]
-        while self.online() < len(wanted):
-            for i in wanted:
-                if self.nodes[i].poll() is not None:
-                    raise EngineError(f"node {i} must stay up, and ended: {self.last_words(f'node-{i}')}")
-            if time.monotonic() > deadline:
-                raise EngineError(f"{len(wanted)} nodes must be online within {PATIENCE} s, got {self.online()}")
+        """Wait until the SuperLink has let in every node that was started. Raises EngineError."""
+        deadline = time.monotonic() + PATIENCE
+        for i in (i for i, node in enumerate(self.nodes) if node):
+            while JOINED not in self.log(f"node-{i}")[self.before[i] :]:
+                if time.monotonic() > deadline:
+                    raise EngineError(f"node {i} must be let in within {PATIENCE} s; its log ends: {self.last_words(f'node-{i}')}")
+                time.sleep(0.2)
 
     def run(self, overrides: Sequence[str] = (), show: bool = True) -> Ended:
         """Run this checkout's federation; how it ended, as the engine's own list of runs has it. Raises EngineError."""
@@ -121,9 +124,14 @@ class Site:
         """What one of the site's processes and its descendants hold."""
         return processes.memory(process.pid)
 
+    def log(self, name: str) -> str:
+        """What an engine has said so far."""
+        path = self.logs / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
     def last_words(self, name: str) -> str:
         """The end of an engine's log, in one line."""
-        return " ".join((self.logs / f"{name}.log").read_text(errors="replace").split())[-400:]
+        return " ".join(self.log(name).split())[-400:]
 
     def launch(self, name: str, command: list[str]) -> subprocess.Popen:
         """Start ``command`` in a process group and a neutral folder of its own; what it says is added to logs/NAME.log."""

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 PROC = Path("/proc")
 
@@ -50,21 +50,15 @@ def memory(root: int) -> Memory:
 
 
 def end(process: subprocess.Popen, grace: float = 10) -> None:
-    """End ``process``, which leads a group of its own, and whatever descends from it: asked first, killed after ``grace`` seconds."""
+    """End ``process``, which leads a group of its own, and all that descends from it: asked first, killed after ``grace`` seconds."""
     family = tree(process.pid) if process.poll() is None else []
-    if grace and process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(grace)
-        except subprocess.TimeoutExpired:
-            pass
+    if grace:
+        _send(os.killpg, process.pid, signal.SIGTERM)
+        _wait(process, family, grace)
     for pid in family:
-        _kill(os.kill, pid)
-    _kill(os.killpg, process.pid)
-    process.wait()
-    deadline = time.monotonic() + 10
-    while any(_alive(pid) for pid in family) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        _send(os.kill, pid, signal.SIGKILL)
+    _send(os.killpg, process.pid, signal.SIGKILL)
+    _wait(process, family, 10)
 
 
 def free_ports(number: int) -> range:
@@ -80,11 +74,17 @@ def free_ports(number: int) -> range:
             continue
 
 
-def _kill(by, pid: int) -> None:
+def _send(by: Callable[[int, int], None], pid: int, what: signal.Signals) -> None:
     try:
-        by(pid, signal.SIGKILL)
+        by(pid, what)
     except ProcessLookupError:
         pass
+
+
+def _wait(process: subprocess.Popen, family: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while (process.poll() is None or any(map(_alive, family))) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _alive(pid: int) -> bool:

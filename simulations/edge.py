@@ -33,7 +33,7 @@ from simulations import processes
 from simulations.launch import Engine, EngineError
 
 PATIENCE = 90  # seconds until an engine must answer, or a node be there; after a power cut Flower refuses a node for up to 60
-AGAIN = 'until "$0"; do sleep 5; done'  # what Restart=on-failure of the unit does
+AGAIN = 'while :; do "$0"; sleep 5; done'  # what Restart=always of the unit does
 JOINED = "SuperNode ID:"  # what a SuperNode says when the SuperLink has let it in
 
 
@@ -80,7 +80,7 @@ class Site:
                 raise EngineError(f"the SuperLink must register node {index}, but: {(done.stdout + done.stderr).strip()[-300:]}")
 
     def start(self, index: int) -> subprocess.Popen:
-        """Start the SuperNode of node ``index``, and again whenever it fails, as its unit does."""
+        """Start the SuperNode of node ``index``, and again whenever it ends, as its unit does."""
         self.before[index] = len(self.log(f"node-{index}"))
         self.nodes[index] = self.launch(f"node-{index}", ["sh", "-c", AGAIN, str(self.files / f"node-{index}" / "start")])
         return self.nodes[index]
@@ -185,7 +185,7 @@ def edge(folder: Path, nodes: int, proxied: bool | None = None, database: bool =
     if proxied and nginx() is None:
         raise EngineError("a proxy needs nginx on PATH; install it, or go without")
     folder = folder.resolve()
-    superlink, port, node_port, *_ = processes.free_ports(2 + nodes)
+    superlink, port, node_port, *_ = processes.free_ports(3 + max(0, nodes))
     plan = deploy.Plan(
         "127.0.0.1", nodes, port if proxied else superlink, superlink, home=str(folder / "deployment"), var=str(folder / "var"),
         key=str(folder / "key"), listen="127.0.0.1", database=database, node_port=node_port,
@@ -221,7 +221,7 @@ def main(arguments: list[str]) -> int:
     try:
         load(shlex.join(overrides))  # a slip of the pen is not worth an engine
         with edge(folder, options.nodes, options.proxy, options.database) as site:
-            came = "through nginx" if site.proxied else "straight to the SuperLink, for want of nginx"
+            came = "through nginx" if site.proxied else "straight to the SuperLink"
             print(f"{options.nodes} nodes are online, over TLS, {came}", flush=True)
             completed, output = site.run(overrides)
         print(f"output: {output}\nlogs: {folder / 'logs'}")

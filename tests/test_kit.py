@@ -108,6 +108,11 @@ def test_the_texts_are_what_their_readers_read(made):
     assert operator["address"].startswith("127.0.0.1:") and Path(operator["root-certificates"]).exists()
 
 
+def test_the_image_is_named_after_this_version(made):
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"veilora:{version}" in (made / "node-0" / "compose.yaml").read_text()
+
+
 def test_the_superlink_is_told_to_listen_on_loopback_alone(made):
     text = (made / "coordinator" / "start").read_text()
     assert "--host 127.0.0.1" in text and "--enable-supernode-auth" in text and "--insecure" not in text
@@ -301,6 +306,18 @@ def test_a_port_that_is_taken_and_weights_that_open_are_found(site, monkeypatch)
         findings = found(site / "node-0", monkeypatch)
     assert not findings["port"].ok and port in findings["port"].says
     assert findings["weights"].ok and "1 tensors, sha256 " in findings["weights"].says
+
+
+def test_a_gpu_is_told_with_its_free_memory_and_one_that_is_not_there_is_missed():
+    told = {"gpus": [["Big GPU", 70 * 2**30, 80 * 2**30]]}
+    assert probes.device("auto", told) == probes.device("cuda:0", told) == Finding("device", True, "cuda:0 Big GPU, 70.0 of 80.0 GiB free")
+    assert not probes.device("cuda:1", told).ok and probes.device("cpu", told).says == "CPU"
+
+
+def test_versions_outside_of_what_the_extra_asks_for_are_named(monkeypatch):
+    wanted = ['flwr<1.43,>=1.41; extra == "node"', 'torch>=2.11; extra == "node"', 'scipy>=1; extra == "audit"', 'ray; extra == "sim"']
+    monkeypatch.setattr(probes, "requires", lambda name: wanted)
+    assert probes.outside({"flwr": "1.43.1", "torch": "2.15.0+cu130", "scipy": "0.1"}) == ["flwr<1.43,>=1.41"]
 
 
 def test_the_coordinator_is_looked_at_too(site, monkeypatch):

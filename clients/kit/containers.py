@@ -16,7 +16,7 @@ SERVICE = """\
     image: veilora:@version@
     user: "${VEILORA_USER:-1000:1000}"      # who owns this folder: @owner@
     command: ["@home@/start"]
-    restart: on-failure
+    restart: unless-stopped
     init: true
     read_only: true
     tmpfs: ["/tmp"]
@@ -39,7 +39,7 @@ services:
     user: "${VEILORA_USER:-1000:1000}"
     command: ["nginx", "-e", "stderr", "-p", "/tmp", "-c", "@home@/nginx.conf"]
     network_mode: "service:superlink"
-    restart: on-failure
+    restart: unless-stopped
     read_only: true
     tmpfs: ["/tmp"]
     cap_drop: ["ALL"]

@@ -9,6 +9,7 @@ SERVER = """\
 upstream veilora_superlink {
     server 127.0.0.1:@superlink_port@;
     keepalive 16;
+    keepalive_timeout 4s;               # the SuperLink closes an idle connection after 5 s
 }
 
 server {
@@ -21,8 +22,8 @@ server {
     ssl_protocols       TLSv1.2 TLSv1.3;
     ssl_session_cache   shared:veilora:1m;
 
-    client_max_body_size    64m;        # Flower sends arrays in pieces of 5 MiB
-    client_body_buffer_size 6m;
+    client_max_body_size    64m;
+    client_body_buffer_size 8m;         # Flower sends arrays in pieces of 5 MiB: none touches a disk here
     client_body_timeout     60s;
 
     location / {
@@ -41,6 +42,7 @@ server {
         proxy_set_header Connection "";
         proxy_set_header Host $host;
         proxy_read_timeout 60s;
+        proxy_buffering off;
 
         proxy_ssl_verify              on;
         proxy_ssl_trusted_certificate @home@/ca.crt;

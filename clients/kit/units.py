@@ -1,4 +1,8 @@
-"""The systemd units. `systemctl enable --now /etc/veilora/node-0/supernode.service` takes them where they lie."""
+"""The systemd units. `systemctl enable --now /etc/veilora/node-0/supernode.service` takes them where they lie.
+
+They restart always: a SuperNode whose request is answered 401 ends with status 0, and one that a power cut took from the
+SuperLink without a word is refused for up to a minute.
+"""
 
 HARDENED = """\
 NoNewPrivileges=yes
@@ -33,7 +37,7 @@ After=network-online.target
 User=veilora
 Environment=HOME=@var@ PATH=@venv@/bin:/usr/bin:/bin
 ExecStart=@home@/start
-Restart=on-failure
+Restart=always
 RestartSec=10
 TimeoutStopSec=30
 LimitNOFILE=65536
@@ -56,7 +60,7 @@ StartLimitIntervalSec=0
 User=veilora
 Environment=HOME=@var@ PATH=@venv@/bin:/usr/bin:/bin
 ExecStart=@home@/start
-Restart=on-failure
+Restart=always
 RestartSec=10
 TimeoutStopSec=30
 LimitNOFILE=65536

@@ -42,10 +42,10 @@ class EngineError(RuntimeError):
 
 
 class Engine:
-    """A SuperLink of our own, in the folder ``home``."""
+    """A SuperLink of our own, in the folder ``home``, whose config.toml knows it as ``link``."""
 
-    def __init__(self, home: Path, port: int) -> None:
-        self.home, self.port, self.failed, self.status = home, port, False, 4
+    def __init__(self, home: Path, port: int, link: str = "own") -> None:
+        self.home, self.port, self.link, self.failed, self.status = home, port, link, False, 4
         scripts = Path(sys.executable).parent
         self.env = os.environ | {
             "FLWR_HOME": str(home),
@@ -65,7 +65,11 @@ class Engine:
     def submit(self, app: Path, clients: int, workers: int, options: list[str] | None = None, show: bool = True) -> bool:
         """Run the Flower app in the folder ``app`` with `flwr run`'s own ``options``; whether it completed."""
         federation = f"num-supernodes={clients} client-resources-num-cpus=1 init-args-num-cpus={workers}"
-        reply = self._flwr("run", str(app), "own", "--format", "json", "--federation-config", federation, *(options or []))
+        return self.follow(app, ["--federation-config", federation, *(options or [])], show)
+
+    def follow(self, app: Path, options: list[str], show: bool = True) -> bool:
+        """Submit ``app`` with these ``options`` of `flwr run`, show what it says, and return whether it completed."""
+        reply = self._flwr("run", str(app), self.link, "--format", "json", *options)
         try:
             report = json.loads(reply.stdout[reply.stdout.index("{") :])
             run = str(report["run-id"])
@@ -84,14 +88,14 @@ class Engine:
             time.sleep(0.5)
 
     def _status(self, run: str) -> str:
-        listed = self._flwr("list", "--run-id", run, "own", "--format", "json").stdout
+        listed = self._flwr("list", "--run-id", run, self.link, "--format", "json").stdout
         try:
             return json.loads(listed)["runs"][0]["status"]
         except (ValueError, KeyError, IndexError):
             raise EngineError(f"the engine must list its runs, but said {listed.strip()[-200:]!r}") from None
 
     def _stream(self, run: str, log: Path, show: bool) -> None:
-        command = ["flwr", "log", run, "own", "--stream"]
+        command = ["flwr", "log", run, self.link, "--stream"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         with log.open("w") as keep, subprocess.Popen(command, cwd=self.home, env=self.env, **pipes) as stream:
             for line in stream.stdout:

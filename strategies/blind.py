@@ -102,7 +102,7 @@ def _train(run: Run, round: int) -> Heard:
     away = config.fraction < 1 or round % OFTEN == 0
     for attempt in range(config.retries + 1):
         messages = {c: memory.messages(c, round - 1, {"round": round}) for c in members}
-        came = yield Question("train", round, messages, sealed.size(size, 32) + SLACK)
+        came = yield Question("train", round, messages, sealed.size(size, 32) + SLACK, need)
         total, out = gather(came, size, config.seal.bits)
         got = len(total.members) if total else 0
         if got >= need:
@@ -130,7 +130,7 @@ def _evaluate(run: Run, round: int) -> Heard:
     ask, need = {"round": round}, enough(config, len(run.rolls), 2)
     for attempt in range(config.retries + 1):
         messages = {c: memory.messages(c, round, ask) for c in range(len(run.rolls))}
-        scores, out = gather((yield Question("evaluate", round, messages, sealed.size(SCORE, 32) + SLACK)), SCORE, 32)
+        scores, out = gather((yield Question("evaluate", round, messages, sealed.size(SCORE, 32) + SLACK, need)), SCORE, 32)
         got = len(scores.members) if scores else 0
         if got >= need:
             wish, inside = {**ask, "last": round == config.rounds}, [c for c, _ in scores.members]

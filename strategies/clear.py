@@ -107,7 +107,7 @@ def _train(run: Run, state: State, round: int) -> Generator[Question, Iterable[A
             asked[client] = recipe, given = orders(run.strategy, config, state, round, run.infos[client])
             facts = {"recipe": recipe.to_json(), "scored": scores_own(config, round), "counted": run.counted.get(client, 0)}
             messages[client] = run.downlink.messages(state, round - 1, client, given, run.mark(round) | facts)
-        came = yield Question("train", round, messages, max(most(given) for _, given in asked.values()))
+        came = yield Question("train", round, messages, max(most(given) for _, given in asked.values()), need)
         updates = admitted(came, run, round, asked, watch, out, run.hopeless(attempt, len(members), need))
         after = applied(run.strategy, state, round, updates)
         refused += out
@@ -125,7 +125,7 @@ def _evaluate(run: Run, state: State, round: int) -> Generator[Question, Iterabl
     scores, refused, need = [], [], enough(config, len(run.infos))
     for attempt in range(config.retries + 1):
         messages = {c: run.downlink.messages(state, round, c, view, run.mark(round)) for c in waiting}
-        came, out = (yield Question("evaluate", round, messages, SLACK)), []
+        came, out = (yield Question("evaluate", round, messages, SLACK, need - len(scores))), []
         scores += evaluations(came, run, round, out, run.hopeless(attempt, len(run.infos), need))
         refused += out
         say(run.journal, round, out)

@@ -56,7 +56,7 @@ def answers(
     ``ledger``.
     """
     number = {node: client for client, node in nodes.items()}
-    kind, there = question.kind, set(grid.get_node_ids())
+    kind, there = question.kind, present(grid, config, journal, question, nodes)
 
     def tell(client: int) -> Message:
         packed, facts = next(question.messages[client], (None, None))
@@ -81,6 +81,19 @@ def answers(
         answer = answer_of(number[reply.metadata.src_node_id], reply, question.most)
         ledger.append(weigh(kind, "up", reply, known=not answer.refused))
         yield answer
+
+
+def present(grid: Grid, config: Config, journal: Journal, question: Question, nodes: Nodes) -> set[int]:
+    """The nodes that are there; as long as they are too few for the question, and at most ``config.timeout``, it waits for more."""
+    deadline, asked, told = time.monotonic() + config.timeout, {nodes[client] for client in question.messages}, 0.0
+    while len(asked & (there := set(grid.get_node_ids()))) < min(question.need, len(asked)) and time.monotonic() < deadline:
+        line = f"round {question.round}: {len(asked & there)} of {len(asked)} nodes are there, {question.need} are needed; waiting {deadline - time.monotonic():.0f} s at most"
+        journal.progress(line)
+        if time.monotonic() - told > COUNTDOWN:
+            told = time.monotonic()
+            journal.note(line)
+        time.sleep(POLL)
+    return there
 
 
 def answer_of(client: int, reply: Message, most: int) -> Answer:

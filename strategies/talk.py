@@ -28,13 +28,15 @@ class QuorumLost(RunFailed):
 class Question(NamedTuple):
     """``kind`` is train, evaluate or report; of each client's messages the next is sent while it answers that it is behind.
 
-    ``most`` is how many bytes an answer has, at most.
+    ``most`` is how many bytes an answer has, at most; ``need`` how many answers there must be, for which it is worth while to
+    wait for clients that are away.
     """
 
     kind: str
     round: int
     messages: Mapping[int, Iterator[tuple[Packed, Facts]]]
     most: int = 2**40
+    need: int = 0
 
 
 class Answer(NamedTuple):

@@ -49,6 +49,15 @@ def memory(root: int) -> Memory:
     return Memory(rss, pss)
 
 
+def pss(pid: int) -> int:
+    """The proportional set size of one process, in bytes; zero once it is gone."""
+    try:
+        lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
 def end(process: subprocess.Popen, grace: float = 10) -> None:
     """End ``process``, which leads a group of its own, and all that descends from it: asked first, killed after ``grace`` seconds."""
     family = tree(process.pid) if process.poll() is None else []

@@ -324,11 +324,13 @@ def test_the_coordinator_is_looked_at_too(site, monkeypatch):
     folder = site / "coordinator"
     assert [n for n, f in found(folder, monkeypatch).items() if not f.ok] in ([], ["nginx"])
     shutil.copy(site / "ca" / "ca.key", folder)
+    change(folder / "engine.env", "VEILORA_PUBLIC=.*", "VEILORA_PUBLIC=here:x")
     (folder / "nodes" / "node-1.pub").unlink()
     shutil.copy(site / "ca" / "ca.key", folder / "server.key")
     (folder / "server.pem").write_bytes(certificates.server(certificates.authority("x"), ["127.0.0.1"]).public)
     bad = {n: f.says for n, f in found(folder, monkeypatch).items() if not f.ok}
     assert bad["foreign keys"] == "found ca.key" and "2 node keys, got 1" in bad["node keys"] and "is another" in bad["key pair"]
+    assert "must be host:port" in bad["address"]
     assert "another authority" in bad["server.pem"] and "is not for localhost" in bad["server.pem"]
 
 

@@ -63,9 +63,10 @@ def coordinator(folder: Path, engine: Mapping[str, str]) -> Iterator[Finding]:
     yield from _rooms({"state": engine.get("VEILORA_STATE", ""), "FLWR_HOME": engine.get("FLWR_HOME", "")})
     yield _port(engine, "SuperLink")
     yield from _flags(engine)
-    host = [reach.address(engine["VEILORA_PUBLIC"])[0]] if ":" in engine.get("VEILORA_PUBLIC", "") else []
+    public: list[str] = []
+    yield _try("address", "set VEILORA_PUBLIC in engine.env", lambda: _address(engine.get("VEILORA_PUBLIC", ""), public))
     yield _certificate("ca.crt", folder / "ca.crt", None, [])
-    yield _certificate("server.pem", folder / "server.pem", folder / "ca.crt", [*host, "localhost", "127.0.0.1"])
+    yield _certificate("server.pem", folder / "server.pem", folder / "ca.crt", [*public, "localhost", "127.0.0.1"])
     yield _secret("server.key", folder / "server.key")
     yield _try("key pair", "renew both: veilora deploy renew FOLDER", lambda: probes.belong(folder / "server.key", folder / "server.pem"))
     yield _try("node keys", "copy nodes/*.pub again", lambda: probes.public_keys(folder / "nodes", int(engine.get("VEILORA_NODES", "0"))))
@@ -83,6 +84,12 @@ def _place(path: Path, own: dict) -> str:
     if not (isinstance(index, int) and isinstance(of, int) and 0 <= index < of):
         raise KitError(f"partition-id and num-partitions must be 0 <= I < N, got {index} and {of}")
     return f"node {index} of {of}"
+
+
+def _address(text: str, names: list[str]) -> str:
+    host, port = reach.address(text)
+    names.append(host)
+    return f"nodes come in at {host}, port {port}"
 
 
 def _reach(folder: Path, engine: Mapping[str, str]) -> Iterator[Finding]:

@@ -15,19 +15,21 @@ This folder belongs at @home@. The image key belongs on no coordinator, and ca.k
 
 """ + SOFTWARE + """
 2. Look
-     @venv@/bin/veilora doctor @home@
+     sudo -u veilora @venv@/bin/veilora doctor @home@
 3. Start
      systemctl enable --now @home@/superlink.service
      ln -s @home@/proxy.conf /etc/nginx/conf.d/veilora.conf && nginx -t && systemctl reload nginx
    In containers: VEILORA_USER=$(id -u veilora):$(id -g veilora) docker compose up -d
-   The SuperLink listens on loopback; never open its port @superlink_port@: through it anyone may run code here and on the nodes.
+   The SuperLink listens on loopback; never open its port @superlink_port@: through it anyone may run code here and on the nodes,
+   and so may anyone with a login on this machine: give none to others.
 4. Register the nodes, once
      export FLWR_HOME=@home@/operator
 @register@
 5. Run
      flwr run @venv@/source veilora --stream --run-config 'overrides="clients=@nodes@ output=@var@/runs experiment=..."'
      flwr list veilora          # how it ended: `flwr run --stream` returns 0 for a failed run, too
-   In containers the operator's commands run inside: docker compose exec superlink ...
+   In containers 4 and 5 run inside: docker compose exec superlink sh
+     cp -r @home@/operator /tmp && export FLWR_HOME=/tmp/operator        # the checkout is /opt/veilora/source
 6. Each year, on the machine that holds ca/ca.key
      veilora deploy renew FOLDER          # then copy coordinator/server.pem and server.key here and reload nginx
      systemctl restart superlink

@@ -1,6 +1,7 @@
 """What a run leaves behind, and what it shows while it runs.
 
     <output>/<run>/config.yaml         the resolved config
+                   command.json        the overrides, and what drove the run, so that it can be resumed
                    environment.json    versions, machine, commit
                    rounds.jsonl        one line for each round
                    summary.json        accuracy, bytes, seconds, ratio to full-model FedAvg
@@ -39,14 +40,15 @@ from fl.provenance import environment
 class Journal:
     """The record of one run: lines on the screen and, once it has begun, files in ``folder`` (absolute, new).
 
-    A run that is to be resumed has a folder. Raises ConfigError when there is none, or when its config was another.
+    ``command`` is what resuming needs to know: by what the run is driven, and its overrides. A run that is to be resumed has a
+    folder. Raises ConfigError when there is none, or when its config was another.
     """
 
-    def __init__(self, config: Config, run: str) -> None:
+    def __init__(self, config: Config, run: str, **command: str) -> None:
         self.config, self.run = config, config.resume or run
         self.folder = (Path(config.output).expanduser() / self.run).resolve()
         self.rounds: list[dict[str, Any]] = []
-        self._lines: list[str] = []
+        self._lines, self._command = [], command
         self._began, self._lock = time.monotonic(), -1
         if config.resume:
             same_run(self.folder, config)
@@ -56,7 +58,7 @@ class Journal:
         """Whether the run has come to its end, once and for all."""
         return bool(self.config.resume) and (self.folder / "summary.json").exists()
 
-    def begin(self) -> None:
+    def begin(self, clients: int = 0) -> None:
         """Make the folder and write what is known before round 1; a run that cannot begin leaves nothing.
 
         Raises ConfigError while another process has the folder.
@@ -70,6 +72,7 @@ class Journal:
             raise ConfigError(f"a run's folder is one process's at a time, but another one is at work in {self.folder}; wait for it, or end it") from None
         if not self.config.resume:
             durable.write(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config.model_dump())))
+            self._write("command.json", self._command | {"clients": clients})
         self._write("environment.json", environment() | self._earlier())
 
     def _earlier(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
     one_rank(strategy, config, infos)
     start, catchup, wire = clients[0].bench.start, Catchup(strategy), coding(config)
     state, downlink = strategy.init(start), Downlink(wire, catchup, config.seed, start)
-    journal.begin()
+    journal.begin(number)
     local.keepsakes(clients[0], journal.folder)
     checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
     done, kept = checkpoints.newest() if config.resume else (0, None)
@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         config = load(shlex.join(arguments))
-        journal = Journal(config, run_name(config))
+        journal = Journal(config, run_name(config), driver="loop", overrides=shlex.join(arguments))
         if journal.finished:
             journal.say(f"{journal.run} is finished; there is nothing to resume")
             return 0

@@ -53,7 +53,7 @@ def federate(config: Config, journal: Journal, rolls: Sequence[Roll], start: Ada
     one_rank(strategy, config, infos)
     enough_for(strategy, config, len(rolls))
     first = strategy.init(start)
-    journal.begin()
+    journal.begin(len(rolls))
     return _rounds(Run(config, journal, rolls, strategy, first, Memory(journal.run)), ledger)
 
 

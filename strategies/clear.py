@@ -65,7 +65,7 @@ def federate(config: Config, journal: Journal, rolls: Sequence[Roll], start: Ada
     one_rank(strategy, config, infos.values())
     state, catchup = strategy.init(start), Catchup(strategy)
     downlink = Downlink(wire, catchup, config.seed, start)
-    journal.begin()
+    journal.begin(len(rolls))
     return _rounds(Run(config, journal, strategy, rolls, infos, wire, downlink, {}), state, catchup, ledger)
 
 

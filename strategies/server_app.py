@@ -21,8 +21,9 @@ STATUS = {QuorumLost: 5, IntegrityError: 6}  # the exit status that a launcher g
 def main(grid: Grid, context: Context) -> None:
     """Run one federation; what goes wrong is one line and a failed run."""
     try:
-        config = load(str(context.run_config.get("overrides", "")))
-        journal = Journal(config, run_name(config))
+        overrides = str(context.run_config.get("overrides", ""))
+        config = load(overrides)
+        journal = Journal(config, run_name(config), driver="flower", overrides=overrides)
         if journal.finished:
             journal.say(f"{journal.run} is finished; there is nothing to resume")
             return

@@ -137,11 +137,10 @@ def test_an_adapter_survives_the_disk_whole_or_not_at_all(tmp_path, monkeypatch)
     save(adapter, path)
     assert digest(load(path)) == digest(adapter) and [p.name for p in path.parent.iterdir()] == [path.name]
 
-    def cut(tensors, file):
-        file.write_bytes(b"half")
+    def full(handle):
         raise OSError("no space left")
 
-    monkeypatch.setattr("fl.adapter.save_file", cut)
+    monkeypatch.setattr("fl.durable.os.fsync", full)
     with pytest.raises(OSError, match="no space"):
         save(B, path)
     assert digest(load(path)) == digest(adapter)

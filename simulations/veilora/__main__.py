@@ -1,0 +1,5 @@
+import sys
+
+from simulations.veilora import main
+
+sys.exit(main())

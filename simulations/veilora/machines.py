@@ -1,0 +1,93 @@
+"""What a machine needs to take part: the key, its files, its pictures, a look before the start."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.veilora.answers import PASSED, As, Format, answer
+
+app = typer.Typer()
+deployments = typer.Typer(no_args_is_help=True, help="The files of a deployment.")
+
+
+@app.command()
+def keygen(path: Annotated[Path, typer.Argument(help="the new file; its folder is made")], format: As = Format.text) -> None:
+    """Make the image key that all clients share and no server has."""
+    from fl import keys
+
+    key = keys.create(path)
+    place = path.expanduser()
+    says = f"{place}: fingerprint {key.fingerprint}. Give it to every client, never to the server."
+    answer(format, {"path": str(place), "fingerprint": key.fingerprint}, says)
+
+
+@app.command()
+def doctor(folder: Annotated[Path, typer.Argument(help="node-N/ or coordinator/ of a deployment")], format: As = Format.text) -> None:
+    """Look at this machine before it joins; exit status 3 where something is missing."""
+    from clients.kit.doctor import doctor
+
+    findings = doctor(folder)
+    lines = [f"{'ok  ' if f.ok else 'MEND'}  {f.name}: {f.says}" + (f"\n        -> {f.do}" if f.do else "") for f in findings]
+    fine = all(f.ok for f in findings)
+    answer(format, {"ok": fine, "findings": [f._asdict() for f in findings]}, "\n".join(lines))
+    raise typer.Exit(0 if fine else 3)
+
+
+@deployments.command("init")
+def deploy_init(
+    folder: Annotated[Path, typer.Argument(help="the new folder")],
+    host: Annotated[str, typer.Option(help="where nodes find the coordinator: a DNS name or an address")],
+    nodes: Annotated[int, typer.Option(help="how many")],
+    port: Annotated[int, typer.Option(help="of the proxy, for the nodes")] = 8443,
+    name: Annotated[list[str] | None, typer.Option(help="a further name or address of the coordinator; may be repeated")] = None,
+    data: Annotated[str, typer.Option(help="where a node has its pictures")] = "",
+    weights: Annotated[str, typer.Option(help="where a node has the backbone's weights")] = "",
+    key: Annotated[str, typer.Option(help="where a node has the image key")] = "/etc/veilora/key",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    home: Annotated[str, typer.Option(help="the folder on each machine that will hold its folder")] = "/etc/veilora",
+    days: Annotated[int, typer.Option(help="until the server's certificate expires")] = 365,
+    format: As = Format.text,
+) -> None:
+    """Write the files of a deployment: certificates, node keys, units, proxy, containers, commands."""
+    from clients.kit import deploy
+
+    plan = deploy.Plan(host, nodes, port, names=tuple(name or ()), data=data, weights=weights, key=key, device=device, home=home, days=days)
+    steps = deploy.init(folder, plan)
+    answer(format, {"folder": str(folder), "next": steps}, "\n".join(steps))
+
+
+@deployments.command("renew")
+def deploy_renew(
+    folder: Annotated[Path, typer.Argument(help="the deployment, with its ca/")],
+    days: Annotated[int, typer.Option(help="until it expires")] = 365,
+    format: As = Format.text,
+) -> None:
+    """Give the coordinator a new certificate for the names of its old one."""
+    from clients.kit import deploy
+
+    steps = deploy.renew(folder, days)
+    answer(format, {"folder": str(folder), "next": steps}, "\n".join(steps))
+
+
+@app.command(**PASSED)
+def partition(
+    context: typer.Context,
+    out: Annotated[Path, typer.Argument(help="the new folder")],
+    index: Annotated[int, typer.Option(help="the client's number, from 0")],
+    of: Annotated[int, typer.Option(help="how many clients there are")],
+    encrypt: Annotated[bool, typer.Option("--encrypt", help="with the image key, before a picture touches the disk")] = False,
+    own: Annotated[bool, typer.Option("--own", help="all pictures of data.root are this client's: nothing is cut")] = False,
+    format: As = Format.text,
+) -> None:
+    """Write one client's pictures to a folder for its machine; further words are overrides, as data=folder data.root=/pictures."""
+    from clients import partition
+    from fl.config import load
+
+    found = partition.write(load(shlex.join(context.args)), index, of, out, encrypt, own)
+    counts = ", ".join(f"{n} {part}" for part, n in found["images"].items())
+    hidden = f"encrypted with key {found['encrypted']['key']}" if found["encrypted"] else "plain"
+    answer(format, found, f"{found['folder']}: client {index} of {of}, {counts} images, {hidden}; its node sets partition-path to it")

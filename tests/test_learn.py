@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -275,3 +276,18 @@ def test_training_on_encrypted_images_from_a_keyed_start_is_training_on_plain_on
     assert norm(sub(released(keyed), read(clear))) / moved < tolerance
     assert norm(sub(read(public), read(clear))) / moved > 100 * tolerance  # without the key it is other training
     assert evaluate(keyed, encrypted).loss == pytest.approx(evaluate(clear, forty).loss, rel=tolerance)
+
+
+@pytest.mark.parametrize("deadline, steps", [(0.0, 8), (100.0, 8), (2.5, 3), (1e-9, 1)])
+def test_training_stops_at_its_deadline_with_what_it_has_and_never_before_a_step(monkeypatch, deadline, steps):
+    """Every step takes a second. What is left out is left out whole: the steps taken are those of a run without a deadline."""
+    clock = iter(range(100))
+    monkeypatch.setattr("fl.learn.time.monotonic", lambda: float(next(clock)))
+    model, recipe = Linear(), Recipe(lr=RATES, batch=4, **STILL)
+    found = fit(model, dots(32), replace(recipe, deadline=deadline), generator(0, "x"))
+    assert (found.steps, found.seen) == (steps, 4 * steps)
+    whole = Linear()
+    order = torch.randperm(32, generator=generator(0, "x"))[: 4 * steps]
+    for batch in order.split(4):
+        whole.head.weight.data -= RATES["head"] * slope(whole.head.weight.data, dots(32).at(batch))
+    assert torch.allclose(model.head.weight, whole.head.weight, atol=1e-6)

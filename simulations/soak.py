@@ -1,9 +1,10 @@
 """A long run of a real deployment on loopback, with accidents: nodes and servers are killed while it goes on.
 
     python -m simulations.soak --rounds 200 --nodes 3 --restarts 8                     memory, over many rounds
-    python -m simulations.soak --rounds 12 --kills 3 --restarts 2 quorum=1.0 retries=9 is the adapter that of the plain loop?
+    python -m simulations.soak --rounds 12 --kills 3 --restarts 2 --cuts 1 quorum=1.0  is the adapter that of the plain loop?
 
-At seeded moments a node loses its power and starts again, or the SuperLink does, and with it the run, which is then resumed.
+At seeded moments a node loses its power and starts again, or the SuperLink does, and with it the run, which is then resumed,
+or the network is cut for a while (the proxy is).
 Every second the memory of what lives long is read: SuperLink and ServerApp together, and each SuperNode without its passing
 ClientApps. It is flat when the median of the last quarter is that of the first within five percent. With ``quorum=1.0`` no
 update may be missing, and the final adapter must be the plain loop's, bit for bit.
@@ -80,21 +81,25 @@ def flat(samples: list[tuple[float, dict[str, float]]]) -> dict[str, dict[str, f
     return found
 
 
-def accidents(site: Site, restarts: int, kills: int, rounds: int, stream: random.Random, over: threading.Event, log: list[dict]) -> None:
-    """Kill nodes ``restarts`` times and the server ``kills`` times, each when a round drawn beforehand has been written."""
-    due = sorted([(r, "node") for r in stream.sample(range(1, rounds), restarts)] + [(r, "server") for r in stream.sample(range(1, rounds), kills)])
+def accidents(site: Site, numbers: dict[str, int], rounds: int, stream: random.Random, over: threading.Event, log: list[dict]) -> None:
+    """Let each kind of accident happen so often, each time when a round drawn beforehand has been written."""
+    due = sorted((r, what) for what, number in numbers.items() for r in stream.sample(range(1, rounds), number))
     for round, what in due:
         while written(site) < round and not over.is_set():
             time.sleep(0.1)
         time.sleep(stream.uniform(0, 6))
         if over.is_set():
             return
-        log.append({"round": written(site), "killed": what if what == "server" else (node := f"node {stream.randrange(site.plan.nodes)}")})
+        log.append({"round": written(site), "killed": (node := f"node {stream.randrange(site.plan.nodes)}") if what == "node" else what})
         print(f"  {log[-1]['killed']} is killed after round {log[-1]['round']}", flush=True)
         if what == "server":
             site.kill_superlink()
             while site.superlink is None and not over.is_set():  # whoever drives the run starts it again
                 time.sleep(0.1)
+        elif what == "network":
+            processes.end(site.proxy, grace=0)
+            time.sleep(10)
+            site.start_proxy()
         else:
             site.kill(index := int(node.split()[1]))
             time.sleep(1)
@@ -107,13 +112,17 @@ def written(site: Site) -> int:
     return len(runs[-1].read_text().splitlines()) if runs else 0
 
 
-def soak(folder: Path, nodes: int, rounds: int, restarts: int, kills: int, seed: int, more: list[str]) -> dict[str, Any]:
-    """The run with its accidents; returns what was measured. Raises EngineError when the run cannot be brought to its end."""
+def soak(folder: Path, nodes: int, rounds: int, numbers: dict[str, int], seed: int, more: list[str]) -> dict[str, Any]:
+    """The run with so many accidents of each kind; returns what was measured.
+
+    Raises EngineError when the run cannot be brought to its end, and when there is no proxy whose end could cut the network.
+    """
+    kills = numbers["server"]
     words, over, log = [*SMALL.split(), f"rounds={rounds}", *more], threading.Event(), []
-    with edge(folder, nodes, database=kills > 0) as site:
+    with edge(folder, nodes, proxied=True if numbers["network"] else None, database=kills > 0) as site:
         watch = Watch(site)
         watch.start()
-        fate = threading.Thread(target=accidents, args=(site, restarts, kills, rounds, random.Random(seed), over, log), daemon=True)
+        fate = threading.Thread(target=accidents, args=(site, numbers, rounds, random.Random(seed), over, log), daemon=True)
         fate.start()
         began, resumed = time.monotonic(), 0
         try:
@@ -157,14 +166,15 @@ def by_the_loop(folder: Path, nodes: int, rounds: int, more: list[str]) -> str:
 def main(arguments: list[str]) -> int:
     """The command. Returns 0, 4 for a run that failed, 6 for memory that grew or, under quorum=1.0, another adapter."""
     parser = argparse.ArgumentParser(prog="python -m simulations.soak", description=__doc__.splitlines()[0], allow_abbrev=False)
-    for name, default in (("nodes", 3), ("rounds", 200), ("restarts", 8), ("kills", 0), ("seed", 0)):
+    for name, default in (("nodes", 3), ("rounds", 200), ("restarts", 8), ("kills", 0), ("cuts", 0), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path, help="a folder for soak.json")
     options, more = parser.parse_known_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="veilora-soak-"))
     try:
         load(shlex.join([*SMALL.split(), *more]))
-        found = soak(folder, options.nodes, options.rounds, options.restarts, options.kills, options.seed, more)
+        numbers = {"node": options.restarts, "server": options.kills, "network": options.cuts}
+        found = soak(folder, options.nodes, options.rounds, numbers, options.seed, more)
     except ConfigError as error:
         return loop.failed(error, 2)
     except EngineError as error:

@@ -73,7 +73,8 @@ def _judged(reply: Message, refused) -> Message | Refused:
     if reply.has_error():
         reason = reply.error.reason or ""
         if DEAD.search(reason):
-            raise RunFailed(f"a worker of the engine died while {refused(node, 'lost', 'it worked')} for it; start the run anew, or resume it")
+            whose = str(refused(node, "lost", "")).rstrip(": ")
+            raise RunFailed(f"a worker of the engine died at the work of {whose}, and those left would fail in turn; resume the run")
         return refused(node, "client_error", f"it failed: {_last_line(reason)}")
     try:
         facts = facts_of(reply)

@@ -20,7 +20,7 @@ from fl.adapter import load as load_adapter
 from fl.config import load
 from fl.journal import Journal
 from fl.provenance import ROOT
-from simulations import loop, processes
+from simulations import loop, processes, soak
 from simulations.edge import Site, edge, nginx
 from simulations.launch import Engine, EngineError
 
@@ -185,3 +185,11 @@ def test_what_is_up_is_measured_and_what_is_killed_is_gone(online):
     assert len(family) >= 3 and 0 < held.pss <= held.rss
     online.kill(1)
     assert online.nodes[1] is None and not any(processes.tree(pid) and processes._alive(pid) for pid in family)
+
+
+def test_after_power_cuts_of_a_node_and_the_server_and_a_cut_network_the_adapter_is_the_loops(tmp_path):
+    """SIGKILL of everything of one node, of SuperLink and ServerApp together, and ten seconds without the proxy."""
+    words, accidents = ["quorum=1.0", "retries=20"], {"node": 1, "server": 1, "network": int(nginx() is not None)}
+    found = soak.soak(tmp_path / "site", 2, 5, accidents, 1, words)
+    assert found["resumed"] == 1 and len(found["accidents"]) == sum(accidents.values()) and found["rounds"] == 5
+    assert found["adapter"] == soak.by_the_loop(tmp_path / "site", 2, 5, words)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -20,9 +24,10 @@ from fl.recipe import Recipe
 from fl.wire.flat import Packed, WireError, pack
 from fl.wire.float32 import float32
 from fl.wire.records import TooLarge, facts_of, packed_of, to_content
-from simulations import inprocess
+from simulations import inprocess, processes
 from simulations.audit import faults
 from simulations.audit.broken import FAULTS
+from simulations.launch import engine
 from strategies.flower import answer_of
 from strategies.rollcall import RollCallError
 from strategies.server_app import app as server_app
@@ -148,8 +153,30 @@ def test_a_worker_that_died_ends_the_run_whatever_the_quorum(home, tmp_path, mon
         return work(self, message)
 
     monkeypatch.setattr(inprocess.InProcessGrid, "_work", dying)
-    with pytest.raises(RunFailed, match="a worker of the engine died while client 1: it worked for it"):
+    with pytest.raises(RunFailed, match="a worker of the engine died at the work of client 1, and those left would fail in turn; resume the run"):
         by_flower(home, tmp_path, "quorum=0.1 retries=5")
+
+
+@pytest.mark.slow
+def test_a_worker_of_ray_that_is_killed_ends_the_run_loudly_and_it_can_be_resumed(home, tmp_path, capfd):
+    """Flower itself calls such a run completed: the worker is never started again, and its clients fail to the end."""
+    words = settings(home, tmp_path, "clients=3 rounds=8 quorum=0.3 retries=3").split()
+
+    def kill() -> None:
+        while not list(tmp_path.glob("demo-*/rounds.jsonl")):
+            time.sleep(0.1)
+        (victim, *_) = [p for p in processes.tree(os.getpid()) if b"ClientAppActor" in (processes.PROC / str(p) / "cmdline").read_bytes()]
+        os.kill(victim, signal.SIGKILL)
+
+    with engine() as own:
+        killer = threading.Thread(target=kill)
+        killer.start()
+        assert not own.run(3, 2, words)
+        killer.join()
+        assert "error: a worker of the engine died at the work of client" in capfd.readouterr().out
+        (run,) = tmp_path.glob("demo-*")
+        assert not (run / "summary.json").exists()
+        assert own.run(3, 2, [*words, f"resume={run.name}"]) and (run / "summary.json").exists()
 
 
 def test_a_client_that_says_it_has_more_images_than_there_are_is_named(home, tmp_path, monkeypatch):

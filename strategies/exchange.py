@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Iterator, Mapping
+from typing import Callable, Iterator, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -19,7 +19,8 @@ from fl.wire.records import facts_of
 from strategies.gate import Refused
 from strategies.talk import RunFailed
 
-POLL = 0.05  # seconds between looks for replies
+POLL = 0.05  # seconds between looks for replies; the longer nothing comes, the longer, up to
+LAZY = 0.5
 DEAD = re.compile(r"ActorDied|ActorUnavailable|RayActorError|WorkerCrashed|The actor (is dead|died)|OutOfMemoryError: Task was killed")
 
 
@@ -47,13 +48,9 @@ def exchange(
     for name, node in turns:
         while name not in early:
             came = list(grid.pull_messages(waiting.keys()))
-            for reply in came:
-                question = str(reply.metadata.reply_to_message_id)
-                if waiting.get(question) != reply.metadata.src_node_id:
-                    continue  # an answer that was there already, or from a node that was not asked
-                del waiting[question]
-                early[question] = _judged(reply, refused)
-            if came:
+            answers = {q: r for r in came if (q := str(r.metadata.reply_to_message_id)) in waiting and _meant(r, waiting[q])}
+            early |= {question: _judged(reply, waiting.pop(question), refused) for question, reply in answers.items()}
+            if answers:
                 deadline = time.monotonic() + seconds  # clients of one worker take turns: what must end is silence
                 if journal:
                     journal.progress(f"{doing}: {len(messages) - len(waiting)} of {len(messages)} clients")
@@ -62,14 +59,21 @@ def exchange(
                 early |= {late: refused(node, "silent", says) for late, node in waiting.items()}
                 waiting.clear()
             elif name not in early:
-                time.sleep(0 if came else POLL)
+                waited = time.monotonic() + seconds - deadline
+                time.sleep(0 if answers else min(LAZY, max(POLL, waited / 20)))  # a look over HTTP costs the SuperLink some milliseconds
         yield early.pop(name)
         deadline = max(deadline, time.monotonic() + seconds)  # who takes the answers may have been long: a client was behind, say
 
 
-def _judged(reply: Message, refused) -> Message | Refused:
+def _meant(reply: Message, node: int) -> bool:
+    """Whether a reply answers for ``node``: its own does, and an error of the engine, which comes under the engine's own name."""
+    return reply.metadata.src_node_id == node or reply.has_error()
+
+
+def _judged(reply: Message, node: int, refused: Callable[[int, str, str], Refused]) -> Message | Refused:
     """The reply itself, unless it is an error."""
-    node = reply.metadata.src_node_id
+    if reply.has_error() and reply.metadata.src_node_id != node:
+        return refused(node, "lost", f"the engine has no answer of it: {_last_line(reply.error.reason)}")
     if reply.has_error():
         reason = reply.error.reason or ""
         if DEAD.search(reason):

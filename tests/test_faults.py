@@ -144,6 +144,27 @@ def test_a_node_that_is_away_costs_nothing_and_one_that_comes_back_takes_part_ag
     assert [len(row["evaluations"]) for row in rows] == [3, 2, 3] and {r["code"] for r in rows[1]["refused"]} == {"lost"}
 
 
+def test_what_the_engine_answers_for_a_node_that_went_away_in_mid_round_is_an_answer(home, tmp_path, monkeypatch):
+    """It comes under the SuperLink's own name, and again at every look: it must neither be passed over nor put off the deadline."""
+    pull = inprocess.InProcessGrid.pull_messages
+
+    def gone(self, ids):
+        found = []
+        for reply in pull(self, ids):
+            metadata = reply.metadata
+            if metadata.message_type == "train" and metadata.src_node_id == 1001:
+                error = Message(Error(code=5, reason="Error: Node Unavailable - The destination node is currently unavailable."), reply_to=reply)
+                error.metadata.__dict__.update(_src_node_id=1, _reply_to_message_id=metadata.reply_to_message_id)
+                reply = error
+            found.append(reply)
+        return found
+
+    monkeypatch.setattr(inprocess.InProcessGrid, "pull_messages", gone)
+    by_flower(home, tmp_path, "quorum=0.6")
+    rows = [json.loads(line) for line in next(tmp_path.glob("demo-*/rounds.jsonl")).read_text().splitlines()]
+    assert all([(r["client"], r["code"]) for r in row["refused"]] == [(1, "lost")] and "Node Unavailable" in row["refused"][0]["reason"] for row in rows)
+
+
 def test_a_worker_that_died_ends_the_run_whatever_the_quorum(home, tmp_path, monkeypatch):
     work = inprocess.InProcessGrid._work
 

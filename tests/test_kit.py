@@ -283,6 +283,7 @@ def test_a_good_node_lacks_nothing_but_the_coordinator(site, monkeypatch):
         (lambda d: change(d / "node.toml", '"auto"', '"cuda:1"'), "device", "no GPU"),
         (lambda d: change(d / "node.toml", '"auto"', '"cuda:x"'), "device", "cuda:x"),
         (lambda d: change(d / "node.toml", "# data-path.*", 'data-path = "/nowhere"'), "data", "cannot be listed"),
+        (lambda d: change(d / "node.toml", "# partition-path.*", 'partition-path = "/nowhere"'), "partition", "/nowhere"),
         (lambda d: change(d / "node.toml", "# weights-path.*", f'weights-path = "{d}/ca.crt.safetensors"'), "weights", "cannot be opened"),
         (lambda d: change(d / "node.toml", "state-path = .*", 'state-path = "/proc/state"'), "state", "cannot be written"),
     ],
@@ -381,3 +382,17 @@ def test_the_command_shows_its_help_without_loading_what_is_heavy():
     script = "import sys; from simulations import veilora; veilora.main(['--help']); assert not {'torch', 'flwr'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("keygen", "doctor", "deploy", "compare", "report", "audit"))
+
+
+def test_a_partition_folder_is_looked_into(site, monkeypatch, tmp_path):
+    from clients import partition
+    from fl.config import load
+
+    words = f"data.train=40 data.test=20 key={site.parent / 'key'}"
+    for index in (0, 1):
+        partition.write(load(words), index, 2, tmp_path / str(index), encrypt=True)
+    change(site / "node-0" / "node.toml", "# partition-path.*", f'partition-path = "{tmp_path / "0"}"')
+    finding = found(site / "node-0", monkeypatch)["partition"]
+    assert finding.ok and "20 train, 0 validation, 10 test images, encrypted with key" in finding.says
+    change(site / "node-0" / "node.toml", "partition-path.*", f'partition-path = "{tmp_path / "1"}"')
+    assert "must be that of node 0 of 2, and is that of 1 of 2" in found(site / "node-0", monkeypatch)["partition"].says

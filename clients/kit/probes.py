@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from clients.kit import Finding, KitError
 from fl import keys
+from fl.datasets.own import read
 from fl.provenance import code_digest
 
 # In a process of its own: libraries that do not go together may end it.
@@ -82,6 +83,15 @@ def data(path: str | None) -> str:
     if inside is None:
         raise KitError(f"data folder {folder} must hold pictures, and is empty")
     return f"{folder}, with {inside.name}"
+
+
+def partition(path: str, index: int, of: int) -> str:
+    """Whose pictures the folder holds, and that they are as they were written. Raises DataError and KitError."""
+    facts, parts = read(Path(path).expanduser())
+    if facts.cut is not None and (facts.index, facts.of) != (index, of):
+        raise KitError(f"partition folder {path} must be that of node {index} of {of}, and is that of {facts.index} of {facts.of}")
+    hidden = f"encrypted with key {facts.encrypted.key}" if facts.encrypted else "plain"
+    return f"{path}, {', '.join(f'{len(part.labels)} {name}' for name, part in parts.items())} images, {hidden}"
 
 
 def weights(path: str | None) -> str:

@@ -26,8 +26,9 @@ This folder belongs at @home@. The image key belongs on no coordinator, and ca.k
      export FLWR_HOME=@home@/operator
 @register@
 5. Run
-     flwr run @venv@/source veilora --stream --run-config 'overrides="clients=@nodes@ output=@var@/runs experiment=..."'
+     flwr run @venv@/source veilora --stream --run-config 'overrides="clients=@nodes@ output=@var@/runs quorum=0.6 retries=3 timeout=600 experiment=..."'
      flwr list veilora          # how it ended: `flwr run --stream` returns 0 for a failed run, too
+     veilora report @var@/runs/RUN; and if it broke off: veilora resume --show @var@/runs/RUN
    In containers 4 and 5 run inside: docker compose exec superlink sh
      cp -r @home@/operator /tmp && export FLWR_HOME=/tmp/operator        # the checkout is /opt/veilora/source
 6. Each year, on the machine that holds ca/ca.key
@@ -42,7 +43,8 @@ This folder belongs at @home@.
 """ + SOFTWARE + """
 2. The image key: one file for all nodes, made on a node (veilora keygen @key@), carried by hand, never to the coordinator
      install -o veilora -m 0600 KEY @key@
-3. What is this machine's own: node.toml (data-path, weights-path, device)
+3. What is this machine's own: node.toml (data-path or partition-path, weights-path, device). Pictures that are nobody else's:
+     veilora partition /data/mine --index @index@ --of @nodes@ --own --encrypt key=@key@ data=folder data.root=PICTURES experiment=...
 4. Look
      sudo -u veilora @venv@/bin/veilora doctor @home@
 5. Start

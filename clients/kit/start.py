@@ -38,6 +38,7 @@ key-path = "@key@"
 state-path = "@var@/state"
 device = "@device@"
 @data@
+# partition-path = "/data/mine"      # in data-path's place: this client's pictures alone, as `veilora partition` wrote them
 @weights@
 # rank = 2                          # a machine too small for the run's rank
 """

@@ -211,7 +211,7 @@ def edge(folder: Path, nodes: int, proxied: bool | None = None, database: bool =
 def main(arguments: list[str]) -> int:
     """The command. Returns 0 when the run completed, 2 for a bad override, 4 when the run failed or an engine did not start."""
     parser = argparse.ArgumentParser(prog="python -m simulations.edge", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--nodes", type=int, default=2, help="SuperNodes (default 2)")
+    parser.add_argument("--nodes", type=int, default=3, help="SuperNodes (default 3)")
     parser.add_argument("--folder", type=Path, help="a new folder for all of it, kept; by default a temporary one")
     parser.add_argument("--proxy", action=argparse.BooleanOptionalAction, default=None, help="nodes come in through nginx; by default where there is one")
     parser.add_argument("--database", action="store_true", help="the SuperLink keeps its state in a file")

@@ -323,3 +323,24 @@ def test_the_demo_backbone_without_weights_makes_no_folder(tmp_path, monkeypatch
     with pytest.raises(WeightsError, match="must be one, or none, got hub"):
         demo.demo_vit(16, 8, 3, "hub")
     assert not list(tmp_path.iterdir())
+
+
+class Bomb:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        import os
+
+        return os.system, (f"touch {self.file}",)
+
+
+def test_a_weights_file_that_is_a_program_is_not_run(tmp_path):
+    torch.save({"head.weight": Bomb(tmp_path / "ran")}, tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match="could not be built with weights=.*weights_only=True blocked"):
+        vit("vit_tiny_patch16_224", 16, 8, 3, str(tmp_path / "weights.pt"), embed_dim=16, depth=1, num_heads=2)
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "weights.pt", weights_only=False)  # as it would have been
+    assert (tmp_path / "ran").exists()

@@ -216,6 +216,18 @@ def test_a_run_that_is_finished_is_left_alone(home, tmp_path, capsys):
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
 
 
+def test_an_end_from_the_keyboard_says_how_to_go_on(home, tmp_path, monkeypatch, capsys):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "score", pressed)
+        assert loop.main(settings(home, tmp_path, "clients=3").split()) == 130
+    (run,) = tmp_path.glob("demo-*")
+    assert f"error: stopped; go on with the same words and resume={run.name}" in capsys.readouterr().err
+    assert loop.main(settings(home, tmp_path, f"clients=3 resume={run.name}").split()) == 0
+
+
 def test_two_processes_cannot_have_one_folder(home, tmp_path, monkeypatch):
     stopped(home, tmp_path, monkeypatch)
     config = load(settings(home, tmp_path, "clients=3 rounds=4 resume=run"))

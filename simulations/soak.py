@@ -33,7 +33,7 @@ from simulations import loop, processes
 from simulations.edge import Site, edge
 from simulations.launch import EngineError
 
-SMALL = "data.train=120 data.test=60 model.weights=none recipe.batch=16 precision=float32 evaluate_every=50 diagnostics=0 quorum=0.6 retries=20 timeout=200"
+SMALL = "data.train=120 data.test=60 model.weights=none recipe.batch=16 precision=float32 evaluate_every=50 diagnostics=0 quorum=0.6 retries=20 timeout=60"
 PASSING = "flwr-clientapp"  # a process for one message
 
 

@@ -73,9 +73,12 @@ def identity(cell: Mapping[str, str]) -> str:
 
 @contextmanager
 def configured(cell: Cell, folder: str) -> Iterator[Config]:
-    """The config of a cell; where it names no others, output goes below ``folder``, and state into one that ends with the block."""
+    """The config of a cell; where it names no others, output goes below ``folder``, and state into one that ends with the block.
+
+    A cell that broke off is run anew, so it writes no checkpoints.
+    """
     with tempfile.TemporaryDirectory(prefix="veilora-state-") as state:
-        yield load(shlex.join(f"{k}={v}" for k, v in ({"output": folder, "state": state} | cell).items()))
+        yield load(shlex.join(f"{k}={v}" for k, v in ({"output": folder, "state": state, "checkpoint.every": "0"} | cell).items()))
 
 
 def named(line: Line) -> str:

@@ -111,6 +111,7 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
         tree = {"state": state, "catchup": catchup.kept(), "downlink": downlink.kept()}
         checkpoints.commit(round, tree, row.get("accuracy"))
 
+    checkpoints.end()
     return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), catchup.whole(state, strategy.view(state)))
 
 

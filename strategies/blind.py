@@ -90,6 +90,7 @@ def _rounds(run: Run, ledger: list[Entry]) -> Talk:
         row = {"round": round, "clients": []} | row | ({"refused": lines(refused)} if refused else {})
         journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
         checkpoints.commit(round, {"memory": memory.kept(), "before": before}, row.get("accuracy"))
+    checkpoints.end()
     return journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
 
 

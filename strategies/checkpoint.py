@@ -51,20 +51,29 @@ class Checkpoints:
         every = self._config.checkpoint.every
         if not every or round % every and round != self._config.rounds:
             return
-        shape, tensors = described(tree)
-        content = save({n: t.detach().clone().contiguous() for n, t in tensors.items()}, {"shape": json.dumps(shape)})
-        kept = Kept(round, f"round-{round:05}.safetensors", hashlib.sha256(content).hexdigest(), accuracy)
         try:
+            shape, tensors = described(tree)
+            content = save({n: t.detach().clone().contiguous() for n, t in tensors.items()}, {"shape": json.dumps(shape)})
+            kept = Kept(round, f"round-{round:05}.safetensors", hashlib.sha256(content).hexdigest(), accuracy)
             self.folder.mkdir(parents=True, exist_ok=True)
             durable.write(self.folder / kept.file, content)
             self._write(chosen([k for k in self._kept if k.round < round] + [kept], self._config.checkpoint.last))
         except OSError as error:
             last = f"round {self._kept[-1].round}" if self._kept else "nothing"
             self._say(f"warning: the checkpoint of round {round} could not be written ({error.strerror}); make room: to resume there is {last}")
-            return
-        for path in self.folder.glob("round-*.safetensors"):
-            if path.name not in {k.file for k in self._kept}:
-                path.unlink(missing_ok=True)
+        except TypeError as error:
+            self._say(f"warning: no checkpoint of round {round}, and the run cannot be resumed: {error}; see fl/tree.py")
+        else:
+            self._clear()
+
+    def end(self) -> None:
+        """Of a run that is done keep the last checkpoint and the most accurate."""
+        try:
+            if self._kept:
+                self._write(chosen(self._kept, 1))
+        except OSError:
+            return  # more are kept, then
+        self._clear()
 
     def newest(self) -> tuple[int, Any]:
         """The newest checkpoint that is as it was written, and its round; (0, None) where none was ever written.
@@ -90,6 +99,11 @@ class Checkpoints:
         if (self.folder / MANIFEST).exists() or (self.folder / BEFORE).exists():
             raise IntegrityError(f"a checkpoint must be as it was written, but none in {self.folder} is; start the run anew")
         return 0, None
+
+    def _clear(self) -> None:
+        for path in self.folder.glob("round-*.safetensors"):
+            if path.name not in {k.file for k in self._kept}:
+                path.unlink(missing_ok=True)
 
     def _write(self, kept: list[Kept]) -> None:
         said = {"schema": SCHEMA, "config": self._config.digest(), "checkpoints": [k._asdict() for k in kept]}

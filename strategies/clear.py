@@ -91,6 +91,7 @@ def _rounds(run: Run, state: State, catchup: Catchup, ledger: list[Entry]) -> Ta
         journal.round(row | ({"refused": lines(refused)} if refused else {}))
         memory = {"catchup": catchup.kept(), "downlink": run.downlink.kept(), "counted": run.counted, "before": before}
         checkpoints.commit(round, {"state": state, **memory}, row.get("accuracy"))
+    checkpoints.end()
     whole = catchup.whole(state, run.strategy.view(state))
     return journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), whole)
 

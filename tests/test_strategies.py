@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
 from pathlib import Path
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import get_object
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
 
 from fl.adapter import apart, group, move, ordered, part, ride
 from fl.base import modules, product
 from fl.config import CONF, ConfigError, build, load
 from fl.recipe import Recipe
+from fl.tree import described, rebuilt
 from strategies import ClientInfo, Update
 from strategies.catchup import Catchup
 from strategies.gate import Refused, admit
@@ -121,6 +125,24 @@ def effect(adapter: dict) -> dict:
     own, _, change = apart(adapter)
     into = sum(product(change, module) for module in modules(change)).float() if change else 0
     return {"product": own[B] @ own.get(R, torch.eye(2)) @ own[A] + into, "head": own[HEAD]}
+
+
+def test_a_state_that_was_written_down_goes_on_as_if_it_had_not_been(strategy):
+    """Through JSON and bytes and back between two rounds, as a checkpoint has it: the same to the bit."""
+    def turn(state, round: int):
+        updates = []
+        for u in crowd(max(7, fewest(strategy))):
+            recipe, _ = strategy.ask(state, round, ClientInfo(u.client, u.examples))
+            sent = recipe.sent(u.adapter)
+            updates.append(u._replace(adapter={**sent, **(ride("control", sent) if recipe.control else {})}))
+        return strategy.apply(state, round, updates)
+
+    first = turn(strategy.init(adapter(0)), 1)
+    shape, tensors = described(first)
+    back = rebuilt(json.loads(json.dumps(shape)), load_bytes(save_bytes({n: t.clone().contiguous() for n, t in tensors.items()})))
+    kept, again = whole(strategy, turn(first, 2)), whole(strategy, turn(back, 2))
+    assert kept.keys() == again.keys() and all(torch.equal(kept[n], again[n]) for n in kept)
+
 
 
 def same(a: dict, b: dict) -> None:

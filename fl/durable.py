@@ -9,6 +9,10 @@ import os
 from pathlib import Path
 
 
+class IntegrityError(RuntimeError):
+    """What a run keeps is not as it was written, or cannot be written where nothing else will do."""
+
+
 def write(path: Path, content: bytes | str) -> None:
     """Put ``content`` into ``path``; until the very end what stood there before stands. Raises OSError, and then leaves nothing.
 

@@ -127,7 +127,10 @@ class Journal:
         )
 
     def finish(self, summary: dict[str, Any], adapter: Adapter, name: str = "adapter") -> dict[str, Any]:
-        """Write what remains, the adapter under ``name``, and say where it lies. Returns the summary as written."""
+        """Write what remains, the adapter under ``name``, and say where it lies. Returns the summary as written.
+
+        Raises IntegrityError when the adapter cannot be written.
+        """
         scored = [row for row in self.rounds if "accuracy" in row]
         summary = {
             "run": self.run,
@@ -140,7 +143,10 @@ class Journal:
             "rounds": len(self.rounds),
             "seconds": round(sum(row["seconds"] for row in self.rounds) if self.config.resume else time.monotonic() - self._began, 3),
         } | summary
-        save(adapter, self.folder / f"{name}.safetensors")
+        try:
+            save(adapter, self.folder / f"{name}.safetensors")
+        except OSError as error:
+            raise durable.IntegrityError(f"the final adapter could not be written ({error.strerror}); make room, and resume={self.run}") from None
         durable.write(self.folder / "curve.svg", curve([(row["round"], row["accuracy"], row["loss"]) for row in scored], self.run))
         count = f"{summary['examples']} " if summary["examples"] else ""
         self.say(f"accuracy {told(summary)} on {count}{self.config.evaluate_on} images of {summary['clients']} clients")

@@ -19,6 +19,7 @@ from clients.state import StateError
 from fl.adapter import Adapter
 from fl.config import Config, ConfigError, Node, build, load
 from fl.datasets import DataError
+from fl.durable import IntegrityError
 from fl.journal import Journal, run_name
 from fl.keys import KeyFileError
 from fl.learn import TrainingError
@@ -31,7 +32,7 @@ from fl.wire.masks import SealError
 from strategies import ClientInfo, Update
 from strategies import blind as blind_server
 from strategies.catchup import Catchup
-from strategies.checkpoint import Checkpoints, IntegrityError
+from strategies.checkpoint import Checkpoints
 from strategies.downlink import Downlink
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, Watch, history_row, totals

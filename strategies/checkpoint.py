@@ -20,14 +20,11 @@ from safetensors.torch import load, save
 
 from fl import durable
 from fl.config import Config
+from fl.durable import IntegrityError
 from fl.tree import described, rebuilt
 
 MANIFEST, BEFORE = "manifest.json", "manifest.before.json"
 SCHEMA = 1
-
-
-class IntegrityError(RuntimeError):
-    """What a run kept is not as it was written, and nothing that is older will do."""
 
 
 class Kept(NamedTuple):

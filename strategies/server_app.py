@@ -8,8 +8,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl.config import load
+from fl.durable import IntegrityError
 from fl.journal import Journal, run_name
-from strategies.checkpoint import IntegrityError
 from strategies.flower import federate
 from strategies.talk import QuorumLost
 

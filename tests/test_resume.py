@@ -21,10 +21,11 @@ from fl import durable
 from fl.adapter import flat
 from fl.adapter import load as load_adapter
 from fl.config import ConfigError, load
+from fl.durable import IntegrityError
 from fl.journal import Journal
 from fl.tree import described, rebuilt
 from simulations import inprocess, loop
-from strategies.checkpoint import Checkpoints, IntegrityError, Kept, chosen
+from strategies.checkpoint import Checkpoints, Kept, chosen
 from strategies.grown import Grown
 from strategies.server_app import app as server_app
 
@@ -184,7 +185,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on(home, tmp_path, monkeypatch, ca
     assert len((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()) == 1  # the disk stayed full: nothing is half written
 
 
-def test_an_adapter_that_cannot_be_kept_fails_the_run(home, tmp_path, monkeypatch):
+def test_an_adapter_that_cannot_be_kept_fails_the_run_which_is_then_resumed_at_its_end(home, tmp_path, monkeypatch):
     real = durable.write
 
     def full(path, content):
@@ -192,10 +193,12 @@ def test_an_adapter_that_cannot_be_kept_fails_the_run(home, tmp_path, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, content)
 
-    monkeypatch.setattr("fl.durable.write", full)
-    with pytest.raises(OSError, match="No space left"):
-        by_loop(home, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("fl.durable.write", full)
+        with pytest.raises(IntegrityError, match="the final adapter could not be written .No space left on device.; make room, and resume=run"):
+            by_loop(home, tmp_path)
     assert not (tmp_path / "run" / "summary.json").exists()
+    assert equal(by_loop(home, tmp_path, "resume=run"), by_loop(home, tmp_path / "steady"))
 
 
 def test_another_config_is_refused_with_the_difference(home, tmp_path, monkeypatch):

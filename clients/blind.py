@@ -105,6 +105,7 @@ def stand(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Sta
     """
     run, since, upto = str(facts["run"]), int(facts["since"]), int(facts["upto"])
     came, drawer = unpack(packed, OCTETS), client.drawer(run)
+    drawer.tidy(int(facts.get("safe", 0)))
     first = beginning(client.config, client.bench.start)
     if "sealed.state" in came:
         standing = first._replace(**nested(tree(first), unlock(client.key, run, since, came["sealed.state"])))

@@ -33,6 +33,14 @@ def leave(drawer: Drawer, round: int, recipe: Recipe, model: Adapter) -> None:
     drawer.keep(PERSONAL, round, part(model, recipe.keep))
 
 
+def present(drawer: Drawer, recipe: Recipe, counted: int) -> None:
+    """Raise StateError when what round ``counted`` left is gone: of a part of its own, or a variate whose share the server has."""
+    for what, asked in ((PERSONAL, recipe.keep), (CONTROL, recipe.control)):
+        found = drawer.recall(what, counted) if asked and counted else None
+        if asked and counted and (found is None or found[0] != counted):
+            raise StateError(f"what round {counted} left in this client's state folder ({what}) is gone; put the folder back, or start the run anew")
+
+
 def variate(drawer: Drawer, round: int, control: Adapter) -> Adapter:
     """c_k as the round before left it, zero at first; ``control`` is c, as it was received."""
     found = drawer.recall(CONTROL, round - 1)
@@ -66,5 +74,5 @@ def settle(drawer: Drawer, steps: Adapter, since: int, upto: int) -> Adapter:
         before = found[1]
     whole = follow(before, steps)
     if upto > since:
-        drawer.keep(BASE, upto, whole, last=2)
+        drawer.keep(BASE, upto, whole)
     return whole

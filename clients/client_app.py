@@ -18,7 +18,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, gate, link, local
+from clients import blind, carried, gate, link, local
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.state import StateError
 from fl.adapter import Adapter
@@ -66,7 +66,8 @@ def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) 
             facts, packed = {"behind": True}, None
         except EXPECTED as error:
             log.error("%s", error)
-            facts, packed = {"error": without_paths(str(error), config), "client": index}, None
+            says = error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)  # its own text names a file
+            facts, packed = {"error": without_paths(says, config), "client": index}, None
         except Exception as error:
             log.exception("a fault inside")
             facts, packed = {"error": f"it failed inside ({type(error).__name__}); look at its log", "client": index}, None
@@ -108,7 +109,8 @@ def without_paths(text: str, config: Config | None) -> str:
     for path in sorted(paths, key=len, reverse=True):  # what lies in another's folder goes by its own name
         if len(path) > 1 and "/" in path:
             text = re.sub(rf"(?<![\w.-]){re.escape(path)}(?!\w)", paths[path], text)
-    text = re.sub(r"(<[\w.]+>)(/[\w.~+@-]+)+", r"\1/...", text)
+    text = re.sub(r"""(['"])[^'"]*/[^'"]*\1""", "<path>", text)
+    text = re.sub(r"(<[\w.]+>)/\S*", r"\1/...", text)
     return re.sub(r"(?<![\w.~<>:/])~?(/[\w.~+@-]+){2,}/?", "<path>", text)
 
 
@@ -118,6 +120,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """The roll call; the first client also keeps a preview and the split, on its own machine. In a blind run, a report."""
     wish = facts_of(message)
     if client.config.blind and "upto" in wish:
+        gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
@@ -133,11 +136,14 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """One round of training: the difference, the number of images, what the training was like."""
     facts = facts_of(message)
     if client.config.blind:
+        gate.mark(facts, client.config), gate.span(facts, client.config)
         return blind.train(client, facts, received_in(client, message))
-    mark, recipe = gate.mark(facts, client.config), gate.recipe_of(facts, client.config)
+    mark, recipe, (safe, counted) = gate.mark(facts, client.config), gate.recipe_of(facts, client.config), gate.past(facts)
     run, round, drawer = mark["run"], mark["round"], client.drawer(mark["run"])
-    received = arrived(client, message)
-    drawer.rewind(int(facts["counted"]), PERSONAL, CONTROL, link.LOST)
+    drawer.tidy(safe)
+    drawer.rewind(counted, PERSONAL, CONTROL, link.LOST)
+    carried.present(drawer, recipe, counted)
+    received = arrived(client, message, "train")
     update, examples, metrics = local.train(client, round, recipe, received, bool(facts["scored"]), run)
     packed = link.leaving(drawer, coding(client.config), client.config.seed, round, update)
     return {**mark, "examples": examples, "metrics": metrics}, packed
@@ -148,10 +154,11 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
 def evaluate(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """Evaluate the adapter on this client's own shard: sums and counts."""
     facts = facts_of(message)
-    if client.config.blind:
-        return blind.evaluate(client, facts, received_in(client, message))
     mark = gate.mark(facts, client.config)
-    return {**mark, **local.score(client, arrived(client, message))._asdict()}, None
+    if client.config.blind:
+        gate.span(facts, client.config)
+        return blind.evaluate(client, facts, received_in(client, message))
+    return {**mark, **local.score(client, arrived(client, message, "evaluate"))._asdict()}, None
 
 
 def received_in(client: local.Client, message: Message) -> Packed:
@@ -159,9 +166,11 @@ def received_in(client: local.Client, message: Message) -> Packed:
     return packed_of(message, 2 * client.bench.full_bytes + gate.SLACK)
 
 
-def arrived(client: local.Client, message: Message) -> Adapter:
-    """The adapter in ``message``, the model standing on the base that it means."""
+def arrived(client: local.Client, message: Message, kind: str) -> Adapter:
+    """The adapter in ``message``, judged before it is decoded and after, the model standing on the base that it means."""
     facts = facts_of(message)
-    run, wire, start = str(facts.get("run", "")), coding(client.config), client.bench.start
-    received = link.arrived(client.drawer(run), wire, received_in(client, message), facts.get("link"), start)
-    return local.settle(client, gate.admit(received, start), run, facts.get("base"))
+    run, wire, start = str(facts["run"]), coding(client.config), client.bench.start
+    packed = received_in(client, message)
+    gate.fitting(packed.shapes(), start)
+    received = link.arrived(client.drawer(run), wire, packed, facts.get("link"), start, kind, int(facts["round"]))
+    return local.settle(client, gate.finite(received), run, facts.get("base"))

@@ -11,7 +11,7 @@ from typing import Any, Mapping
 
 import torch
 
-from fl.adapter import RIDERS, Adapter, apart, bare, group
+from fl.adapter import Adapter, bare, group
 from fl.config import Config
 from fl.recipe import Recipe
 from fl.wire.flat import WireError
@@ -41,23 +41,46 @@ def recipe_of(facts: Mapping[str, Any], config: Config) -> Recipe:
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"an order must hold a recipe, got none that can be read ({' '.join(str(error).split())[:200]})") from None
     own = config.recipe
-    if recipe.epochs > own.epochs or recipe.batch != own.batch or recipe.deadline > own.deadline and own.deadline:
-        raise WireError(f"an order must keep the config's epochs={own.epochs}, batch={own.batch} and deadline={own.deadline:g}, got {recipe.epochs}, {recipe.batch} and {recipe.deadline:g}")
+    late = bool(own.deadline) and not 0 < recipe.deadline <= own.deadline
+    if recipe.epochs > own.epochs or recipe.batch != own.batch or late or not set(own.keep) <= set(recipe.keep):
+        must = f"epochs={own.epochs}, batch={own.batch}, deadline={own.deadline:g} and keep={list(own.keep)}"
+        raise WireError(f"an order must stay within the config's {must}, got {recipe.epochs}, {recipe.batch}, {recipe.deadline:g} and {list(recipe.keep)}")
     return recipe
 
 
-def admit(received: Adapter, start: Adapter) -> Adapter:
-    """``received`` itself, if it is one for the model that begins at ``start``: its names, shapes up to a rank, finite values.
+def past(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """Up to which round nothing will be asked for again, and the last round of this client that counted. Raises WireError."""
+    safe, counted = facts.get("safe"), facts.get("counted")
+    if not all(type(n) is int and 0 <= n < facts["round"] for n in (safe, counted)):
+        raise WireError(f"an order must say which rounds before it are safe and counted, got {str(safe)[:40]} and {str(counted)[:40]}")
+    return safe, counted
 
-    Raises WireError.
+
+def span(facts: Mapping[str, Any], config: Config) -> None:
+    """Raise WireError unless the rounds that a blind server sends sums of are rounds of this run."""
+    since, upto, safe = facts.get("since"), facts.get("upto"), facts.get("safe", 0)
+    if not (all(type(n) is int for n in (since, upto, safe)) and 0 <= since <= upto <= config.rounds and 0 <= safe <= upto):
+        raise WireError(f"sums must be of rounds of this run, got those after {str(since)[:40]} up to {str(upto)[:40]}")
+
+
+def fitting(shapes: Mapping[str, tuple[int, ...]], start: Adapter) -> None:
+    """Raise WireError unless these are shapes of the model that begins at ``start``: its names, its sides, up to a rank.
+
+    To be asked before anything is decoded: a few bytes of low rank can be the factors of any matrix.
     """
-    parts = apart(received)
-    for name, tensor in (*parts.own.items(), *parts.control.items()):
-        if name not in start:
-            raise WireError(f"an adapter must have the model's own tensors, got {name[:80]!r}, too")
-        must = start[name].shape
-        if tensor.dim() != len(must) or any(side > whole if ranked(name) else side != whole for side, whole in zip(tensor.shape, must)):
-            raise WireError(f"{name} must be {tuple(must)}, got {tuple(tensor.shape)}")
+    for name, shape in shapes.items():
+        if group(name) == "base":
+            continue  # float32, as long as it says: its size has been measured
+        own = bare(name)
+        if own not in start:
+            raise WireError(f"an adapter must have the model's own tensors, got {own[:80]!r}, too")
+        must = tuple(start[own].shape)
+        if len(shape) != len(must) or any(side > whole if ranked(own) else side != whole for side, whole in zip(shape, must)):
+            raise WireError(f"{own} must be {must}, got {shape}")
+
+
+def finite(received: Adapter) -> Adapter:
+    """``received`` itself, if all its values are finite. Raises WireError."""
     for name, tensor in received.items():
         if not torch.isfinite(tensor).all():
             raise WireError(f"{name[:80]} must be finite, got nan or inf")
@@ -66,4 +89,4 @@ def admit(received: Adapter, start: Adapter) -> Adapter:
 
 def ranked(name: str) -> bool:
     """Whether a tensor is a factor, whose rank a client may have less of."""
-    return group(bare(name) if group(name) in RIDERS else name) in ("lora_a", "lora_b", "lora_r")
+    return group(name) in ("lora_a", "lora_b", "lora_r")

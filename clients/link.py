@@ -20,14 +20,16 @@ from fl.wire.coding import WHOLE, Coding
 from fl.wire.flat import Packed, pack, unpack
 
 RECEIVED, LOST = "received", "lost"  # the files' names
-LAST = 5  # of what arrived are kept: a round brings two, and a run may be resumed from one checkpoint before the newest
 
 
-def arrived(drawer: Drawer, coding: Coding, packed: Packed, link: str | None, start: Adapter) -> Adapter:
+def arrived(
+    drawer: Drawer, coding: Coding, packed: Packed, link: str | None, start: Adapter, kind: str = "train", round: int = 0
+) -> Adapter:
     """The adapter in a message; ``link`` is the digest of what it is the difference from, of one that is whole "".
 
-    It is None where nothing travels as a difference. ``start`` is what this client has before anything has arrived. Raises
-    WireError, and Behind when what this client has is not what the server took it to have.
+    It is None where nothing travels as a difference. ``start`` is what this client has before anything has arrived. What
+    arrived is kept by the ``kind`` and ``round`` of the message: asked again, it is there once. Raises WireError, and Behind
+    when what this client has is not what the server took it to have.
     """
     if link is None:
         return unpack(packed, WHOLE)
@@ -36,8 +38,7 @@ def arrived(drawer: Drawer, coding: Coding, packed: Packed, link: str | None, st
     what = f"{RECEIVED}-{hashlib.sha256(repr(own.layout).encode()).hexdigest()[:8]}"
     if link:
         own = add(_had(drawer, what, link) or _begun(drawer, start, link, own.layout), own)
-    if not _had(drawer, what, digest(own), last=1):  # a round that is tried again brings the same
-        drawer.keep(what, drawer.newest(what) + 1, own, last=LAST)
+    drawer.keep(f"{what}-{kind}", round, own)
     return {**message, **own} if len(message) > len(own) else own
 
 
@@ -56,17 +57,15 @@ def leaving(drawer: Drawer, coding: Coding, seed: int, round: int, update: Adapt
     return packed
 
 
-def _had(drawer: Drawer, what: str, link: str, last: int = LAST) -> Adapter | None:
-    """What arrived with this digest. A round that broke off has sent more since, so the last few are looked at."""
-    newest = drawer.newest(what)
-    for number in range(newest, max(0, newest - last), -1):
+def _had(drawer: Drawer, what: str, link: str) -> Adapter | None:
+    """What arrived with this digest. A round that broke off has sent more since, so all that is kept is looked at, newest first."""
+    kept = [(round, kind) for kind, round in drawer.listing() if kind.startswith(what)]
+    for round, kind in sorted(kept, key=lambda one: (one[0], one[1].endswith("train")), reverse=True):
         try:
-            found = drawer.recall(what, number)
+            found = drawer.recall(kind, round)
         except StateError:
             continue
-        if found is None:
-            return None
-        if digest(found[1]) == link:
+        if found and digest(found[1]) == link:
             return flat(found[1])
     return None
 

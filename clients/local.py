@@ -23,7 +23,7 @@ from clients.shelf import Shelf
 from clients.state import Drawer
 from clients.workbench import Workbench, workbench
 from fl import adapter as adapters
-from fl import keys
+from fl import durable, keys
 from fl.adapter import PATCH_EMBED, Adapter
 from fl.ciphers import Cipher
 from fl.config import Config, ConfigError, build
@@ -218,7 +218,7 @@ def keepsakes(client: Client, folder: Path) -> None:
         save_rows([images, throwaway.encrypt(images)], folder / "preview.png", zoom=max(1, 96 // side))
     if client.holdings.split:
         client.holdings.split.save(folder / "split.json")
-    (folder / "classes.json").write_text(json.dumps(client.holdings.classes))
+    durable.write(folder / "classes.json", json.dumps(client.holdings.classes))
 
 
 def _put(client: Client, received: Adapter) -> Adapter:

@@ -39,22 +39,30 @@ class Drawer:
             raise StateError(f"what is kept between rounds needs a run's name of a-z, 0-9, _ and -, got {self.run[:60]!r}")
         return Path(self.state).expanduser() / self.run / f"client-{self.client:03}"
 
-    def keep(self, what: str, round: int, tensors: Adapter, last: int = 4) -> None:
+    def keep(self, what: str, round: int, tensors: Adapter) -> None:
         """Write ``what`` as it stands after ``round``, whole or not at all.
 
-        Of those of earlier rounds ``last - 1`` stay, for a round that is to be repeated; of later ones, which an attempt
-        that was broken off left behind, none.
+        Those of earlier rounds stay until `tidy`, for a round that is to be repeated; of later ones, which an attempt that was
+        broken off left behind, none do.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # gradients of pictures are nobody else's business
         # cloned, since two names may stand for one tensor, which the format refuses
         durable.write(self._path(what, round), save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}))
-        rounds = self._rounds(what)
-        for other in set(rounds) - set([r for r in rounds if r <= round][-last:]):
-            self._path(what, other).unlink()
+        self.rewind(round, what)
 
-    def newest(self, what: str) -> int:
-        """The round of the newest ``what``; 0 where there is none."""
-        return max(self._rounds(what), default=0)
+    def tidy(self, safe: int) -> None:
+        """Clear away what no round can ask for that comes after ``safe``: of each kind all before the newest of a round up to it."""
+        kinds: dict[str, list[int]] = {}
+        for what, round in self.listing():
+            kinds.setdefault(what, []).append(round)
+        for what, rounds in kinds.items():
+            for old in sorted(r for r in rounds if r <= safe)[:-1]:
+                self.forget(what, old)
+
+    def listing(self) -> list[tuple[str, int]]:
+        """All that is kept: what, and after which round."""
+        found = (re.fullmatch(r"(.+)-(\d{5,})\.safetensors", p.name) for p in self.folder.glob("*.safetensors"))
+        return [(match[1], int(match[2])) for match in found if match]
 
     def rewind(self, round: int, *whats: str) -> None:
         """Let all that was kept of ``whats`` after ``round`` be as if it had not been."""

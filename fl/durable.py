@@ -13,18 +13,23 @@ class IntegrityError(RuntimeError):
     """What a run keeps is not as it was written, or cannot be written where nothing else will do."""
 
 
-def write(path: Path, content: bytes | str) -> None:
+def write(path: Path, content: bytes | str, mode: int | None = None) -> None:
     """Put ``content`` into ``path``; until the very end what stood there before stands. Raises OSError, and then leaves nothing.
+
+    The file has its ``mode`` from the first byte on.
 
     A part that a process left behind when it was ended is cleared away by the next writing of a file whose name begins like
     it, as ``lost-00007`` and ``lost-00008`` do.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
     for part in path.parent.glob(f".{stem(path)}*.part"):
-        if not _alive(int(part.name.split(".")[-2])):
+        process = part.name.split(".")[-2]
+        if process.isdecimal() and not _alive(int(process)):
             part.unlink(missing_ok=True)
     try:
-        with fresh.open("wb") as file:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666 if mode is None else mode), "wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)  # whatever the umask is
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

@@ -33,7 +33,7 @@ from fl.provenance import ROOT
 NOISE = re.compile(r"^(\x1b\[[0-9;]*m)*(INFO|DEBUG|WARNING|\(ClientAppActor|\(raylet|\(pid|Loading project|Using SuperLink|Successfully installed|\s*$)|^\s*warnings?\.warn")
 
 
-STATUS = re.compile(r"^error: .*\(exit status (\d)\)$")
+STATUS = re.compile(r"^error: .*\(exit status ([2-6])\)$")
 PATIENCE = 120  # seconds until a run that was taken must have begun
 
 

@@ -37,7 +37,7 @@ from strategies.downlink import Downlink
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, Watch, history_row, totals
 from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_own
-from strategies.rollcall import Roll, RollCallError, agree, remarks, summary
+from strategies.rollcall import Roll, RollCallError, agree, federation, remarks, same, summary
 from strategies.talk import Answer, Question, QuorumLost, RunFailed, drive
 
 Train = Callable[..., tuple[Adapter, int, dict[str, float]]]
@@ -70,10 +70,12 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
     local.keepsakes(clients[0], journal.folder)
     checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
     done, kept = checkpoints.newest() if config.resume else (0, None)
-    journal.rewind(done)
+    counted = dict(kept["counted"]) if done else {}
     if done:
+        same(kept["federation"], rolls)
         state = kept["state"]
         catchup.recall(kept["catchup"]), downlink.recall(kept["downlink"])
+    journal.rewind(done)
 
     for round in range(done + 1, config.rounds + 1):
         began, ledger, members = time.monotonic(), [], cohort(config, round, number)
@@ -84,7 +86,10 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
             for down, facts in downlink.messages(state, upto, i, adapter):
                 ledger.append(entry(kind, "down", down.header, down.nbytes))
                 try:
-                    received = arrived(clients[i].drawer(journal.run), wire, down, facts.get("link"), clients[i].bench.start)
+                    drawer = clients[i].drawer(journal.run)
+                    if kind == "train":
+                        drawer.tidy(checkpoints.safe(round))
+                    received = arrived(drawer, wire, down, facts.get("link"), clients[i].bench.start, kind, round)
                     return local.settle(clients[i], received, journal.run, facts.get("base"))
                 except Behind as behind:
                     journal.progress(str(behind))
@@ -97,7 +102,7 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
                 received = deliver("train", i, round - 1, given)
                 adapter, examples, metrics = train(clients[i], round, recipe, received, scores_own(config, round), journal.run)
                 up = leaving(clients[i].drawer(journal.run), wire, config.seed, round, adapter)
-                update = admit(Update(i, unpack(up, wire.differences), examples, metrics), recipe.sent(given), infos[i], config.gate.norm)
+                update = admit(Update(i, unpack(up, wire.differences), examples, metrics), recipe.sent(given), infos[i], config.gate.norm, recipe)
                 ledger.append(entry("train", "up", up.header, up.nbytes))
                 yield watch.see(given, update)
 
@@ -109,7 +114,9 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
             scores = [Evaluation(c.index, *local.score(c, deliver("evaluate", c.index, round, view))) for c in clients]
         row = history_row(round, watch, scores, ledger, time.monotonic() - began)
         journal.round(row)
-        tree = {"state": state, "catchup": catchup.kept(), "downlink": downlink.kept()}
+        counted |= dict.fromkeys(members, round)
+        tree = {"state": state, "catchup": catchup.kept(), "downlink": downlink.kept(), "federation": federation(rolls)}
+        tree |= {"counted": counted, "before": []}  # which Flower's server needs, should it go on with this
         checkpoints.commit(round, tree, row.get("accuracy"))
 
     checkpoints.end()

@@ -39,23 +39,19 @@ def memory(root: int) -> Memory:
     """What the process ``root`` and its descendants hold now; zero once they are gone."""
     rss = pss = 0
     for pid in tree(root):
-        try:
-            lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        sizes = {name: value for name, _, value in (line.partition(":") for line in lines)}
-        rss += 1024 * int(sizes.get("Rss", "0 kB").split()[0])
-        pss += 1024 * int(sizes.get("Pss", "0 kB").split()[0])
+        own = alone(pid)
+        rss, pss = rss + own.rss, pss + own.pss
     return Memory(rss, pss)
 
 
-def pss(pid: int) -> int:
-    """The proportional set size of one process, in bytes; zero once it is gone."""
+def alone(pid: int) -> Memory:
+    """What one process holds without its descendants; zero once it is gone."""
     try:
         lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
     except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+        return Memory(0, 0)
+    sizes = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    return Memory(*(1024 * int(sizes.get(name, "0 kB").split()[0]) for name in ("Rss", "Pss")))
 
 
 def end(process: subprocess.Popen, grace: float = 10) -> None:

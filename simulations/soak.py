@@ -59,7 +59,7 @@ def lasting(root: int) -> int:
     """The proportional set size, in bytes, of the process ``root`` and its descendants but those that live for one message."""
     passing = {pid for pid in processes.tree(root) if PASSING in command(pid)}
     gone = {below for pid in passing for below in processes.tree(pid)}
-    return sum(processes.pss(pid) for pid in processes.tree(root) if pid not in gone)
+    return sum(processes.alone(pid).pss for pid in processes.tree(root) if pid not in gone)
 
 
 def command(pid: int) -> str:

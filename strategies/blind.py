@@ -12,6 +12,7 @@ drives it (`simulations.loop`, `strategies.flower`) brings the answers. Its chec
 
 from __future__ import annotations
 
+import math
 import time
 from itertools import chain
 from typing import Any, Callable, Generator, Iterable, Iterator, Mapping, NamedTuple, Sequence
@@ -34,7 +35,7 @@ from strategies.history import totals
 from strategies.memory import OCTETS, Memory
 from strategies.plan import cohort, evaluates, may_be_blind, one_rank
 from strategies.plan import enough as enough_for
-from strategies.rollcall import Roll, summary
+from strategies.rollcall import Roll, federation, same, summary
 from strategies.talk import Answer, Facts, Question, Talk, again, enough, lines, say
 
 SCORE = 1           # values in a sealed evaluation
@@ -54,7 +55,7 @@ def federate(config: Config, journal: Journal, rolls: Sequence[Roll], start: Ada
     enough_for(strategy, config, len(rolls))
     first = strategy.init(start)
     journal.begin(len(rolls))
-    return _rounds(Run(config, journal, rolls, strategy, first, Memory(journal.run)), ledger)
+    return _rounds(Run(config, journal, rolls, strategy, first, Memory(journal.run, config.digest())), ledger)
 
 
 class Run(NamedTuple):
@@ -76,20 +77,21 @@ def _rounds(run: Run, ledger: list[Entry]) -> Talk:
     config, journal, memory, before = run.config, run.journal, run.memory, [summarise(ledger)]
     checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
     done, kept = checkpoints.newest() if config.resume else (0, None)
-    journal.rewind(done)
     if done:
+        same(kept["federation"], run.rolls)
         before = kept["before"] + before
         memory.recall(kept["memory"])
+    journal.rewind(done)
     for round in range(done + 1, config.rounds + 1):
         ledger.clear()
-        began = time.monotonic()
+        began, memory.safe = time.monotonic(), checkpoints.safe(round)
         row, refused = yield from _train(run, round)
         if evaluates(config, round):
             scored, unscored = yield from _evaluate(run, round)
             row, refused = row | scored, refused + unscored
         row = {"round": round, "clients": []} | row | ({"refused": lines(refused)} if refused else {})
         journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
-        checkpoints.commit(round, {"memory": memory.kept(), "before": before}, row.get("accuracy"))
+        checkpoints.commit(round, {"memory": memory.kept(), "before": before, "federation": federation(run.rolls)}, row.get("accuracy"))
     checkpoints.end()
     return journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
 
@@ -109,14 +111,14 @@ def _train(run: Run, round: int) -> Heard:
         if got >= need:
             memory.add(round, total)
             inside = [c for c, _ in total.members]
-            told = yield from _report(round, inside, lambda c: memory.messages(c, round, {"round": round, "state": away}), out)
+            figured = ("train_loss", "clipped") if got > 1 else ()  # of one client alone they are not told
+            told = yield from _report(round, inside, lambda c: memory.messages(c, round, {"round": round, "state": away}), out, figured, away)
             if told:
                 refused += out
                 say(run.journal, round, out)
-                if away and told.packed is not None:
-                    memory.lock(round, state_of(told.packed))
-                heard = figures(told, "train_loss", "clipped") if "train_loss" in told.facts else {}  # of one client alone it is not
-                return {"cohort": members} | heard, refused
+                if away:
+                    memory.lock(round, state_of(told))
+                return {"cohort": members} | figures(told, *figured), refused
             memory.drop(round)
             got = 0
         refused += out
@@ -135,7 +137,7 @@ def _evaluate(run: Run, round: int) -> Heard:
         got = len(scores.members) if scores else 0
         if got >= need:
             wish, inside = {**ask, "last": round == config.rounds}, [c for c, _ in scores.members]
-            told = yield from _report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out)
+            told = yield from _report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out, ("accuracy", "loss"))
             if told:
                 refused += out
                 say(run.journal, round, out)
@@ -148,18 +150,30 @@ def _evaluate(run: Run, round: int) -> Heard:
 
 
 def _report(
-    round: int, clients: Sequence[int], messages: Callable[[int], Iterator[tuple[Packed, Facts]]], refused: list[Refused]
-) -> Generator[Question, Iterable[Answer], Answer | None]:
-    """What the first of ``clients`` who answers tells of the sum; None when it does not open, or nobody answers."""
+    round: int, clients: Sequence[int], messages: Callable[[int], Iterator[tuple[Packed, Facts]]], refused: list[Refused],
+    figured: Sequence[str], state: bool = False,
+) -> Generator[Question, Iterable[Answer], Answer | None]:  # fmt: skip
+    """What the first of ``clients`` who can tells of the sum, the ``figured`` numbers, and the locked ``state`` if asked.
+
+    None when nobody can, or when two of them, or the only one, say that it does not open: one alone might lie.
+    """
+    closed = 0
     for client in clients:
         (told,) = yield Question("report", round, {client: messages(client)})
-        if told.refused:
-            refused.append(told.refused)
-            continue
-        if "refused" in told.facts:  # and so would all others
-            refused.append(Refused(client, "seal", str(told.facts["refused"])))
-            return None
-        return told
+        try:
+            if told.refused:
+                raise told.refused
+            if "refused" in told.facts:
+                closed += 1
+                raise Refused(client, "seal", str(told.facts["refused"]))
+            figures(told, *figured)
+            if state:
+                state_of(told)
+            return told
+        except Refused as reason:
+            refused.append(reason)
+            if closed == 2:
+                return None
     return None
 
 
@@ -204,16 +218,19 @@ def scored_by(memory: Memory, client: int, round: int, scores: Total, facts: Fac
 
 
 def figures(told: Answer, *names: str) -> dict[str, float]:
-    """The numbers of these ``names`` in a report. Raises WireError, naming the client, when it lacks one."""
+    """The numbers of these ``names`` in a report. Raises Refused when it lacks one, or has one that cannot be."""
     try:
-        return {name: float(told.facts[name]) for name in names}
-    except (KeyError, TypeError, ValueError):
-        raise WireError(f"client {told.client}: a report must hold {' and '.join(names)}, got {sorted(told.facts)}") from None
+        found = {name: float(told.facts[name]) for name in names}
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise Refused(told.client, "schema", f"a report must hold {' and '.join(names)}, got {sorted(map(str, told.facts))}") from None
+    if not all(0 <= value < math.inf and (value <= 1 or "loss" in name) for name, value in found.items()):
+        raise Refused(told.client, "metrics", f"a report's numbers must be finite, and shares at most 1, got {found}")
+    return found
 
 
-def state_of(packed: Packed) -> Tensor:
-    """The locked state in a report. Raises WireError when there is none."""
+def state_of(told: Answer) -> Tensor:
+    """The locked state in a report. Raises Refused when there is none."""
     try:
-        return unpack(packed, OCTETS)["sealed.state"]
-    except KeyError:
-        raise WireError("a report must bring the locked state it was asked for, got none") from None
+        return unpack(told.packed, OCTETS)["sealed.state"]
+    except (AttributeError, KeyError, WireError):
+        raise Refused(told.client, "schema", "a report must bring the locked state it was asked for, got none") from None

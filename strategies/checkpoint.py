@@ -63,6 +63,12 @@ class Checkpoints:
         else:
             self._clear()
 
+    def safe(self, round: int) -> int:
+        """The round after which, at the earliest, the run could go on from ``round``: what clients keep of before is of no use."""
+        if not self._config.checkpoint.every:
+            return round - 1
+        return self._kept[-self._config.checkpoint.last :][0].round if self._kept else 0
+
     def end(self) -> None:
         """Of a run that is done keep the last checkpoint and the most accurate."""
         try:
@@ -103,7 +109,7 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def _write(self, kept: list[Kept]) -> None:
-        said = {"schema": SCHEMA, "config": self._config.digest(), "checkpoints": [k._asdict() for k in kept]}
+        said = {"schema": SCHEMA, "checkpoints": [k._asdict() for k in kept]}
         manifest = self.folder / MANIFEST
         if manifest.exists():
             durable.write(self.folder / BEFORE, manifest.read_bytes())
@@ -114,6 +120,8 @@ class Checkpoints:
         for name in (MANIFEST, BEFORE):
             try:
                 said = json.loads((self.folder / name).read_text())
+                if said["schema"] != SCHEMA:
+                    raise ValueError("of another version")
                 return [Kept(**line) for line in said["checkpoints"]]
             except FileNotFoundError:
                 continue

@@ -28,7 +28,7 @@ from strategies.gate import SLACK, Refused, admit, fresh, most, update_of
 from strategies.history import Evaluation, Watch, history_row, totals
 from strategies.plan import cohort, evaluates, one_rank, orders, scores_own
 from strategies.plan import enough as enough_for
-from strategies.rollcall import Roll, summary
+from strategies.rollcall import Roll, federation, same, summary
 from strategies.talk import Answer, Question, Talk, again, enough, lines, say
 
 
@@ -42,6 +42,7 @@ class Run(NamedTuple):
     infos: Mapping[int, ClientInfo]
     wire: Coding
     downlink: Downlink
+    checkpoints: Checkpoints
     counted: dict[int, int]
 
     def mark(self, round: int) -> dict[str, Any]:
@@ -66,19 +67,20 @@ def federate(config: Config, journal: Journal, rolls: Sequence[Roll], start: Ada
     state, catchup = strategy.init(start), Catchup(strategy)
     downlink = Downlink(wire, catchup, config.seed, start)
     journal.begin(len(rolls))
-    return _rounds(Run(config, journal, strategy, rolls, infos, wire, downlink, {}), state, catchup, ledger)
+    checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
+    return _rounds(Run(config, journal, strategy, rolls, infos, wire, downlink, checkpoints, {}), state, catchup, ledger)
 
 
 def _rounds(run: Run, state: State, catchup: Catchup, ledger: list[Entry]) -> Talk:
-    config, journal, before = run.config, run.journal, [summarise(ledger)]
-    checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
+    config, journal, checkpoints, before = run.config, run.journal, run.checkpoints, [summarise(ledger)]
     done, kept = checkpoints.newest() if config.resume else (0, None)
-    journal.rewind(done)
     if done:
+        same(kept["federation"], run.rolls)
         state, before = kept["state"], kept["before"] + before
         run.counted.update(kept["counted"])
         catchup.recall(kept["catchup"])
         run.downlink.recall(kept["downlink"])
+    journal.rewind(done)
     for round in range(done + 1, config.rounds + 1):
         ledger.clear()
         began = time.monotonic()
@@ -90,6 +92,7 @@ def _rounds(run: Run, state: State, catchup: Catchup, ledger: list[Entry]) -> Ta
         row = history_row(round, watch, sorted(scores), ledger, time.monotonic() - began)
         journal.round(row | ({"refused": lines(refused)} if refused else {}))
         memory = {"catchup": catchup.kept(), "downlink": run.downlink.kept(), "counted": run.counted, "before": before}
+        memory["federation"] = federation(run.rolls)
         checkpoints.commit(round, {"state": state, **memory}, row.get("accuracy"))
     checkpoints.end()
     whole = catchup.whole(state, run.strategy.view(state))
@@ -107,6 +110,7 @@ def _train(run: Run, state: State, round: int) -> Generator[Question, Iterable[A
         for client in members:
             asked[client] = recipe, given = orders(run.strategy, config, state, round, run.infos[client])
             facts = {"recipe": recipe.to_json(), "scored": scores_own(config, round), "counted": run.counted.get(client, 0)}
+            facts["safe"] = run.checkpoints.safe(round)
             messages[client] = run.downlink.messages(state, round - 1, client, given, run.mark(round) | facts)
         came = yield Question("train", round, messages, max(most(given) for _, given in asked.values()), need)
         updates = admitted(came, run, round, asked, watch, out, run.hopeless(attempt, len(members), need))
@@ -160,8 +164,9 @@ def admitted(
                 raise answer.refused
             recipe, given = asked[answer.client]
             fresh(answer.client, answer.facts, run.mark(round))
-            update = update_of(answer.client, answer.facts, answer.packed, run.wire.differences)
-            admit(update, recipe.sent(given), run.infos[answer.client], run.config.gate.norm)
+            sent = recipe.sent(given)
+            update = update_of(answer.client, answer.facts, answer.packed, run.wire.differences, sent)
+            admit(update, sent, run.infos[answer.client], run.config.gate.norm, recipe)
         except Refused as reason:
             refused.append(reason)
             if len(refused) > hopeless:

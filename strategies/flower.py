@@ -20,11 +20,11 @@ from fl.provenance import code_digest
 from fl.wire.coding import WHOLE
 from fl.wire.flat import Packed, WireError, unpack
 from fl.wire.ledger import Entry, entry
-from fl.wire.records import TooLarge, facts_of, packed_of, serialised_bytes, to_content
+from fl.wire.records import TooLarge, carries, facts_of, packed_of, serialised_bytes, to_content
 from strategies import blind, clear
 from strategies.exchange import POLL, exchange
-from strategies.gate import Refused, readable
-from strategies.rollcall import Roll, RollCallError, agree, remarks
+from strategies.gate import Refused, legible, readable
+from strategies.rollcall import Roll, RollCallError, agree, remarks, roll_in
 from strategies.talk import Answer, Question, RunFailed, drive
 
 COUNTDOWN = 30  # seconds between lines that say who is waited for, where there is no terminal to count down on
@@ -59,11 +59,9 @@ def answers(
     kind, there = question.kind, present(grid, config, journal, question, nodes)
 
     def tell(client: int) -> Message:
-        packed, facts = next(question.messages[client], (None, None))
-        if packed is None:
-            raise RunFailed(f"client {client} must take what is sent whole, but is behind even so; look at its log")
+        packed, facts = next(question.messages[client])
         told = message(kind, nodes[client], question.round, facts, packed)
-        ledger.append(weigh(kind, "down", told))
+        ledger.append(weigh(kind, "down", told, packed))
         return told
 
     for client in question.messages:
@@ -74,12 +72,18 @@ def answers(
     for reply in exchange(grid, config.timeout, told, number, journal, f"round {question.round}/{config.rounds} {doing}"):
         while isinstance(reply, Message) and facts_of(reply).get("behind"):
             ledger.append(weigh(kind, "up", reply))
-            (reply,) = exchange(grid, config.timeout, [tell(number[reply.metadata.src_node_id])], number)
+            client = number[reply.metadata.src_node_id]
+            try:
+                again = tell(client)
+            except StopIteration:
+                reply = Refused(client, "schema", "it says that it is behind, but has been sent the whole; look at its log")
+            else:
+                (reply,) = exchange(grid, config.timeout, [again], number)
         if isinstance(reply, Refused):
             yield Answer(reply.client, {}, None, reply)
             continue
         answer = answer_of(number[reply.metadata.src_node_id], reply, question.most)
-        ledger.append(weigh(kind, "up", reply, known=not answer.refused))
+        ledger.append(weigh(kind, "up", reply, answer.packed))
         yield answer
 
 
@@ -99,7 +103,7 @@ def present(grid: Grid, config: Config, journal: Journal, question: Question, no
 def answer_of(client: int, reply: Message, most: int) -> Answer:
     """What a reply says, measured before it is decoded."""
     try:
-        packed = readable(client, packed_of(reply, most), most) if reply.content.array_records else None
+        packed = readable(client, packed_of(reply, most), most) if carries(reply) else None
         return Answer(client, facts_of(reply), packed)
     except TooLarge as error:
         return Answer(client, {}, None, Refused(client, "size", str(error)))
@@ -182,12 +186,11 @@ def roll_of(reply: Message, config: Config) -> Roll:
     """The answer to the roll call in a reply. Raises RollCallError when there is none that can be believed."""
     node = reply.metadata.src_node_id
     try:
-        roll = Roll(**facts_of(reply))
-        numbers = [roll.client, roll.of, *(n for n in (roll.train, roll.evaluate) if n is not None)]
-        if not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError("its numbers must be whole and not negative")
-    except (TypeError, ValueError) as error:
-        raise RollCallError(f"node {node} must answer the roll call ({error}); does it run this version?") from None
+        roll = roll_in(facts_of(reply))
+        if not config.blind and not (roll.train and roll.evaluate):
+            raise ValueError("it must have images to train and to evaluate on")
+    except ValueError as error:
+        raise RollCallError(f"node {node} must answer the roll call ({legible(str(error), 200)}); does it run this version?") from None
     if (roll.train or 0) > config.gate.examples:
         raise RollCallError(f"client {roll.client} may have at most gate.examples={config.gate.examples} images, says {roll.train}; raise it if that is so")
     return roll
@@ -199,7 +202,6 @@ def message(kind: str, node: int, round: int, facts: dict[str, Any], packed: Pac
     return Message(to_content(facts, packed), dst_node_id=node, message_type=known, group_id=str(round))
 
 
-def weigh(kind: str, way: str, sent: Message, known: bool = True) -> Entry:
-    """The message's line in the ledger, from its serialised length; of one that is not ``known`` to be readable, that alone."""
-    header = str(sent.content["facts"].get("header", "")) if known else ""
-    return entry(kind, way, header, serialised_bytes(sent))
+def weigh(kind: str, way: str, sent: Message, packed: Packed | None = None) -> Entry:
+    """The message's line in the ledger, from its serialised length, split by the groups of what is ``packed`` in it."""
+    return entry(kind, way, packed.header if packed else "", serialised_bytes(sent))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fl.adapter import check_like, norm
+from fl.recipe import Recipe
 from fl.wire.flat import Codecs, Packed, WireError, float32_bytes, unpack
 from strategies import ClientInfo, Update
 
@@ -36,17 +37,25 @@ class Refused(ValueError):
     """An answer that is not taken. It names who sent it; ``code`` is the reason in a word, ``reason`` in a line."""
 
     def __init__(self, client: int | None, code: Code, reason: str, who: str = "") -> None:
-        super().__init__(f"{who or f'client {client}'}: {reason}")
-        self.client, self.code, self.reason = client, code, reason
+        self.client, self.code, self.reason = client, code, legible(reason)
+        super().__init__(f"{who or f'client {client}'}: {self.reason}")
 
 
-def admit(update: Update, like: Mapping[str, Tensor], info: ClientInfo, longest: float = math.inf) -> Update:
+def legible(text: str, longest: int = 500) -> str:
+    """A stranger's ``text`` in one line of characters that can be printed: it goes to screens, logs and reports."""
+    return "".join(c if c.isprintable() else " " for c in text[:longest])
+
+
+def admit(
+    update: Update, like: Mapping[str, Tensor], info: ClientInfo, longest: float = math.inf, recipe: Recipe | None = None
+) -> Update:
     """``update`` itself, if it is one of the client that ``info`` describes.
 
     Its names, shapes and dtypes are those of ``like``, its values finite, its norm at most ``longest``, its counts of images
-    those of the roll call. Raises Refused.
+    those of the roll call, its steps at most those of the ``recipe``. Raises Refused.
     """
     client = update.client
+    steps = math.inf if recipe is None else recipe.epochs * max(1, math.ceil(info.examples / recipe.batch))
     try:
         check_like(update.adapter, like)
     except ValueError as error:
@@ -58,28 +67,43 @@ def admit(update: Update, like: Mapping[str, Tensor], info: ClientInfo, longest:
         raise Refused(client, "norm", f"an update's norm must be at most gate.norm={longest:g}, got {long:g}")
     if not all(math.isfinite(value) and value >= 0 for value in update.metrics.values()):
         raise Refused(client, "metrics", f"metrics must be finite and not negative, got {update.metrics}")
-    if update.metrics["steps"] < 1:
-        raise Refused(client, "metrics", f"an update needs at least 1 step, got {update.metrics['steps']}")
+    if not 1 <= update.metrics["steps"] <= steps or update.metrics["steps"] % 1:
+        raise Refused(client, "metrics", f"an update needs at least 1 step and at most {steps}, got {update.metrics['steps']}")
     if update.examples != info.examples:
         raise Refused(client, "examples", f"an update must be of the {info.examples} images of the roll call, got {update.examples}")
-    correct, own = (update.metrics.get(f"own_{name}", 0) for name in ("correct", "examples"))
-    if not correct <= own or own not in (0, info.held):
+    correct, own = (update.metrics.get(f"own_{name}", info.held) for name in ("correct", "examples"))
+    if not correct <= own == info.held:
         raise Refused(client, "metrics", f"its own model's score must be of its {info.held} images, got {correct:.0f} of {own:.0f}")
     return update
 
 
-def update_of(client: int, facts: Mapping[str, Any], packed: Packed | None, codec: Codecs) -> Update:
-    """The update in an answer. Raises Refused when there is none that can be read."""
+def update_of(client: int, facts: Mapping[str, Any], packed: Packed | None, codec: Codecs, like: Mapping[str, Tensor]) -> Update:
+    """The update in an answer. Raises Refused when there is none that can be read, or none that is ``like`` what was asked.
+
+    Names and shapes are compared before anything is decoded: a few bytes of low rank can be the factors of any matrix.
+    """
     if packed is None:
         raise Refused(client, "schema", "an update must hold an adapter, got none")
     try:
+        fitting(client, packed.shapes(), {name: tuple(tensor.shape) for name, tensor in like.items()})
         metrics = {name: float(facts["metrics"][name]) for name in (*ALWAYS, *(OWN if "own_loss" in facts["metrics"] else ()))}
         examples = facts["examples"]
         if type(examples) is not int:
             raise TypeError(f"examples must be a whole number, got {str(examples)[:40]}")
         return Update(client, unpack(packed, codec), examples, metrics)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except Refused:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
         raise Refused(client, "schema", f"an update must hold an adapter, examples and metrics ({error})") from None
+
+
+def fitting(client: int, shapes: Mapping[str, tuple[int, ...]], must: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise Refused, naming the first that differs, unless the ``shapes`` of an answer are what they ``must`` be."""
+    for name in sorted({*shapes, *must}):
+        if name not in must or name not in shapes:
+            raise Refused(client, "layout", f"an update must hold what was asked for, but {name[:80]!r} is {'unexpected' if name in shapes else 'missing'}")
+        if shapes[name] != must[name]:
+            raise Refused(client, "layout", f"{name} must be {must[name]}, got {shapes[name]}")
 
 
 def fresh(client: int, facts: Mapping[str, Any], must: Mapping[str, Any]) -> None:

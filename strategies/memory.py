@@ -20,8 +20,8 @@ OCTETS = octets()
 class Memory:
     """What a blind server has: the newest locked state, the sums of the rounds after it, and what each client has seen."""
 
-    def __init__(self, run: str) -> None:
-        self.run = run
+    def __init__(self, run: str, config: str = "") -> None:
+        self.run, self.config, self.safe = run, config, 0
         self.state: tuple[int, Tensor] | None = None
         self.sums: dict[int, Total] = {}
         self._seen: dict[int, int] = {}
@@ -55,7 +55,7 @@ class Memory:
         self._seen[client] = upto
         held = self.state is None or since >= self.state[0] - 1
         for tensors, start in (self.after(since) if held else self.all(), self.all()):
-            yield pack(tensors, OCTETS), {"run": self.run, **facts, "since": start, "upto": upto}
+            yield pack(tensors, OCTETS), {"run": self.run, "config": self.config, "safe": min(self.safe, upto), **facts, "since": start, "upto": upto}
 
     def after(self, since: int) -> tuple[Adapter, int]:
         """The sums of the rounds after ``since``, named for the wire, and ``since``."""

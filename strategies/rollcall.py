@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Mapping, NamedTuple, Sequence
 
+from pydantic import TypeAdapter, ValidationError
+
 MUST_AGREE = {
     "code": "runs another version of the code",
     "config": "composed another config",
@@ -43,6 +45,24 @@ class Roll(NamedTuple):
     rank: int | None = None
 
 
+def roll_in(facts: Mapping[str, Any]) -> Roll:
+    """The roll in an answer's ``facts``, each of its type. Raises ValueError, in one line, for whatever is not."""
+    try:
+        roll = CHECKED.validate_python(dict(facts), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    numbers = {n: v for n, v in roll._asdict().items() if isinstance(v, int)} | dict(roll.faults)
+    short = [name for name, value in numbers.items() if not 0 <= value < 2**53]
+    missing = [name for name in MUST_AGREE if name not in roll.digests]
+    if short or missing:
+        raise ValueError(f"{', '.join(short or missing)} must be {'a number of things' if short else 'among the digests'}")
+    return roll._replace(machine=roll.machine[:200])
+
+
+CHECKED = TypeAdapter(Roll)
+
+
 def agree(rolls: Sequence[Roll], own_code: str) -> None:
     """Raise RollCallError unless all clients are there once and agree with each other, and on the code with the server."""
     numbers = Counter(roll.client for roll in rolls)
@@ -70,6 +90,23 @@ def agree(rolls: Sequence[Roll], own_code: str) -> None:
                     f"client {roll.client} {says} ({roll.digests[name]}) than the other clients ({usual}); "
                     f"give it the same {'key file' if name == 'key' else name} and start again"
                 )
+
+
+LASTING = ("key", "backbone", "classes", "split", "start")  # what a run has from its first round to its last
+
+
+def federation(rolls: Sequence[Roll]) -> dict[str, Any]:
+    """What must be the same of the clients when a run is resumed."""
+    clients = {str(roll.client): [roll.train, roll.evaluate, roll.rank] for roll in rolls}
+    return {"clients": len(rolls), **{name: rolls[0].digests[name] for name in LASTING}, "images and ranks": clients}
+
+
+def same(kept: Mapping[str, Any], rolls: Sequence[Roll]) -> None:
+    """Raise RollCallError, with what differs, unless these are the clients that the run began with."""
+    now = federation(rolls)
+    differ = [f"{name} was {kept.get(name)}, now {now[name]}"[:200] for name in now if kept.get(name) != now[name]]
+    if differ:
+        raise RollCallError(f"a run is resumed by the federation that it began with, but {'; '.join(differ)}")
 
 
 def remarks(rolls: Sequence[Roll]) -> list[str]:

@@ -7,14 +7,14 @@ import sys
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl.config import load
+from fl.config import ConfigError, load
 from fl.durable import IntegrityError
 from fl.journal import Journal, run_name
 from strategies.flower import federate
 from strategies.talk import QuorumLost
 
 app = ServerApp()
-STATUS = {QuorumLost: 5, IntegrityError: 6}  # the exit status that a launcher gives; of all else it is 4
+STATUS = {ConfigError: 2, QuorumLost: 5, IntegrityError: 6}  # the exit status that a launcher gives; of all else it is 4
 
 
 @app.main()
@@ -30,5 +30,5 @@ def main(grid: Grid, context: Context) -> None:
         federate(grid, config, journal)
     except Exception as error:
         status = STATUS.get(type(error))
-        print(f"error: {error}" + (f" (exit status {status})" if status else ""), file=sys.stderr, flush=True)
+        print("error: " + " ".join(str(error).split()) + (f" (exit status {status})" if status else ""), file=sys.stderr, flush=True)
         raise  # so that the engine's status of the run is "failed"

@@ -267,7 +267,7 @@ def test_a_client_that_never_catches_up_ends_the_run(home, tmp_path, monkeypatch
         raise carried.Behind("no")
 
     monkeypatch.setattr(local, "settle", never)
-    with pytest.raises(Exception, match="client 0 must take what is sent whole, but is behind even so"):
+    with pytest.raises(Exception, match="client 0: it says that it is behind, but has been sent the whole"):
         inprocess.run(server_app, client_app, 3, settings(home, tmp_path, "strategy=flora"))
 
 

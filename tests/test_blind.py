@@ -27,6 +27,7 @@ from simulations import grid, loop
 from simulations.report import ledger
 from simulations.report.numbers import Row
 from strategies import blind as server_side
+from strategies.gate import Refused
 from strategies.talk import Answer, QuorumLost
 
 BLIND = "blind=true seal.largest=200"
@@ -151,7 +152,8 @@ def test_what_was_tampered_with_is_named_and_left_out_and_nothing_is_lost(home, 
     said = capsys.readouterr().out
     assert spoilt.says in said and "round 2: " in said + "round 2: "
     second, kept = rows(tmp_path)[1], spoilt.name in ("truncated", "empty", "doubled")
-    assert len(second.get("refused", [])) == (spoilt.name != "nobody") and summary["rounds"] == 3
+    count = {"nobody": 0, "flipped": 2, "relabelled": 2}.get(spoilt.name, 1)  # that a sum does not open two clients must say
+    assert len(second.get("refused", [])) == count and summary["rounds"] == 3
     assert ("tried again" in said) == (not kept)
     assert equal(adapter, steady) == (not kept or spoilt.name == "doubled")  # a round that is tried again is as if it had never failed
 
@@ -330,9 +332,23 @@ def test_what_cannot_be_blind_is_one_line_before_the_run(home, tmp_path, more, s
     assert not (tmp_path / "loop").exists()
 
 
-def test_a_report_without_its_figures_names_the_client():
-    with pytest.raises(WireError, match=r"client 2: a report must hold accuracy and loss, got \['loss'\]"):
-        server_side.figures(Answer(2, {"loss": 1.0}), "accuracy", "loss")
+@pytest.mark.parametrize("facts", [{"loss": 1.0}, {"accuracy": 1.5, "loss": 1.0}, {"accuracy": 0.5, "loss": float("nan")}, {"accuracy": 0.5, "loss": 10**400}, {"accuracy": [], "loss": 1}])
+def test_a_report_without_its_figures_names_the_client(facts):
+    with pytest.raises(Refused, match=r"client 2: a report"):
+        server_side.figures(Answer(2, facts), "accuracy", "loss")
+
+
+@pytest.mark.parametrize("spoil", [lambda facts: ({}, None), lambda facts: ({"train_loss": 10**400}, None), lambda facts: ({"refused": "no"}, None)])
+def test_one_client_that_reports_nonsense_does_not_stop_the_others(home, tmp_path, monkeypatch, capsys, spoil):
+    _, steady = by_loop(home, tmp_path / "steady", BLIND, "fraction=0.9 rounds=3")
+    real = client_side.report
+
+    def report(client, facts, packed):
+        return spoil(facts) if client.index == 0 and not facts.get("last") else real(client, facts, packed)
+
+    monkeypatch.setattr(client_side, "report", report)
+    assert equal(by_loop(home, tmp_path, BLIND, "fraction=0.9 rounds=3")[1], steady)
+    assert {one["client"] for row in rows(tmp_path) for one in row["refused"]} == {0}
 
 
 def test_a_blind_run_is_a_cell_of_a_grid_like_any_other(home, tmp_path):

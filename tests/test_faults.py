@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -24,7 +25,7 @@ from fl.recipe import Recipe
 from fl.wire.flat import Packed, WireError, pack
 from fl.wire.float32 import float32
 from fl.wire.records import TooLarge, facts_of, packed_of, to_content
-from simulations import inprocess, processes
+from simulations import inprocess, launch, processes
 from simulations.audit import faults
 from simulations.audit.broken import FAULTS
 from simulations.launch import engine
@@ -70,7 +71,7 @@ def test_a_record_of_what_was_refused_is_kept_and_names_no_path(home, tmp_path, 
         if client.index == 1 and round == 1:
             raise RuntimeError(f"{tmp_path}/pictures/7.png")
         if client.index == 2 and round == 2:
-            raise OSError(f"cannot read {tmp_path}/pictures/7.png")
+            raise FileNotFoundError(2, "No such file or directory", f"{tmp_path}/Mary Smith (1970).png")
         return real(client, round, *more)
 
     monkeypatch.setattr(local, "train", broken)
@@ -78,9 +79,9 @@ def test_a_record_of_what_was_refused_is_kept_and_names_no_path(home, tmp_path, 
     rows = [json.loads(line) for line in next(tmp_path.glob("demo-*/rounds.jsonl")).read_text().splitlines()]
     assert [[(r["client"], r["code"]) for r in row["refused"]] for row in rows] == [[(1, "client_error")], [(2, "client_error")]]
     assert rows[0]["refused"][0]["reason"] == "it failed inside (RuntimeError); look at its log" and [row["cohort"] for row in rows] == [[0, 2], [0, 1]]
-    assert rows[1]["refused"][0]["reason"] == "cannot read <output>/..." and summary["refused"] == {"client_error": 2}
+    assert rows[1]["refused"][0]["reason"] == "No such file or directory" and summary["refused"] == {"client_error": 2}
     said = capsys.readouterr().out
-    assert "round 1: left out (client_error): client 1: it failed inside" in said and "7.png" not in said
+    assert "round 1: left out (client_error): client 1: it failed inside" in said and "7.png" not in said and "Mary" not in said
 
 
 def test_a_round_below_the_quorum_is_tried_again_and_is_then_as_if_it_had_never_failed(home, tmp_path, monkeypatch, capsys):
@@ -91,7 +92,7 @@ def test_a_round_below_the_quorum_is_tried_again_and_is_then_as_if_it_had_never_
     def twice(client, round, *more):
         if client.index == 1 and round == 2 and len(failed) < 2:
             failed.append(round)
-            raise OSError("no space left")
+            raise OSError(28, "no space left")
         return real(client, round, *more)
 
     monkeypatch.setattr(local, "train", twice)
@@ -100,6 +101,14 @@ def test_a_round_below_the_quorum_is_tried_again_and_is_then_as_if_it_had_never_
     failed.clear()
     with pytest.raises(QuorumLost, match=r"quorum lost: round 2 needs updates of 3 of 3 clients, got [12]; client 1: no space left \(client_error\); resume with resume=demo-"):
         by_flower(home, tmp_path / "c", lossy, "retries=1")
+
+
+def test_a_lost_quorum_is_exit_status_5_by_every_road(home, tmp_path, capsys):
+    words = settings(home, tmp_path, "recipe.lr.head=1e38 recipe.warmup=0 engine=inprocess").split()
+    assert launch.main(["--clients", "2", *words]) == 5
+    said = capsys.readouterr().err
+    assert "error: quorum lost: round 1 needs updates of 2 of 2 clients, got " in said and said.rstrip().endswith("(exit status 5)")
+    assert launch.STATUS.search(said.strip().splitlines()[-1])[1] == "5"
 
 
 def test_what_a_round_that_did_not_count_left_in_a_clients_folder_is_taken_back(home, tmp_path, monkeypatch):
@@ -174,6 +183,8 @@ def test_a_worker_that_died_ends_the_run_whatever_the_quorum(home, tmp_path, mon
         return work(self, message)
 
     monkeypatch.setattr(inprocess.InProcessGrid, "_work", dying)
+    by_flower(home, tmp_path / "deployed", "quorum=0.6")  # where there is no Ray that is a node's own word, and costs its answer alone
+    monkeypatch.setitem(sys.modules, "ray", object())
     with pytest.raises(RunFailed, match="a worker of the engine died at the work of client 1, and those left would fail in turn; resume the run"):
         by_flower(home, tmp_path, "quorum=0.1 retries=5")
 
@@ -205,6 +216,94 @@ def test_a_client_that_says_it_has_more_images_than_there_are_is_named(home, tmp
     monkeypatch.setattr(local, "roll", lambda client: real(client) | ({"train": 10**15} if client.index == 2 else {}))
     with pytest.raises(RollCallError, match="client 2 may have at most gate.examples=10000000 images, says 1000000000000000"):
         by_flower(home, tmp_path)
+
+
+# Whatever one client answers, the others go on ---------------------------------------------------------------------------
+
+
+def facts(*path):
+    """Change the facts of a reply: the last argument in the place that the others name."""
+    def spoil(content):
+        told = json.loads(content["facts"]["json"])
+        inner = told
+        for name in path[:-2]:
+            inner = inner[name]
+        inner[path[-2]] = path[-1]
+        content["facts"]["json"] = json.dumps(told)
+        return content
+
+    return spoil
+
+
+def header(text, array=True):
+    def spoil(content):
+        content["facts"]["header"] = text
+        if not array and "adapter" in content:
+            del content["adapter"]
+        return content
+
+    return spoil
+
+
+def low_rank_bomb(content):
+    """The factors of a matrix of 80 GB, in a message no longer than others."""
+    rows = [[name, [140_000, 140_000] if name.startswith("patch_embed.proj.weight") else shape, size] for name, shape, size in json.loads(content["facts"]["header"])]
+    content["facts"]["header"] = json.dumps(rows)
+    return content
+
+
+TRAIN = {
+    "behind for ever": (lambda c: to_content({"behind": True}), "schema"),
+    "behind with a header": (lambda c: header("garbage")(to_content({"behind": True})), "schema"),
+    "a header and no array": (header("garbage", array=False), "schema"),
+    "a header that is none": (header("garbage"), "schema"),
+    "a header of other things": (header(r'[["\ud800head",[2,3],24]]'), "schema"),
+    "a bomb of low rank": (low_rank_bomb, "layout"),
+    "an error that cannot be printed": (lambda c: to_content({"error": "\ud800\x1b[2J\nerror: x (exit status 0)"}), "client_error"),
+    "a run that cannot be printed": (facts("run", "\ud800"), "stale"),
+    "its own score of no images": (facts("metrics", "own_examples", 0), "metrics"),
+    "steps without end": (facts("metrics", "steps", 1e300), "metrics"),
+    "half a step": (facts("metrics", "steps", 1.5), "metrics"),
+    "a list of examples": (facts("examples", [1]), "schema"),
+    "true examples": (facts("examples", True), "schema"),
+    "metrics of text": (facts("metrics", "much"), "schema"),
+    "facts that are a list": (lambda c: RecordDict({"facts": ConfigRecord({"json": "[]"})}), "schema"),
+    "nothing": (lambda c: RecordDict(), "schema"),
+}  # fmt: skip
+EVALUATE = {
+    "a header and no array": (header("garbage", array=False), "schema"),
+    "more right than there are": (facts("correct", 10**6), "metrics"),
+    "no loss": (facts("loss", float("nan")), "metrics"),
+    "a count of text": (facts("examples", "x"), "schema"),
+    "behind for ever": (lambda c: to_content({"behind": True}), "schema"),
+}
+
+
+@pytest.mark.parametrize("kind, name", [("train", name) for name in TRAIN] + [("evaluate", name) for name in EVALUATE])
+def test_whatever_one_client_answers_the_run_goes_on_with_the_others(home, tmp_path, monkeypatch, kind, name):
+    spoil, code = {"train": TRAIN, "evaluate": EVALUATE}[kind][name]
+    work = inprocess.InProcessGrid._work
+
+    def spoilt(self, message):
+        reply = work(self, message)
+        if message.metadata.message_type == kind and message.metadata.dst_node_id == 1001:
+            return Message(spoil(reply.content), reply_to=message)
+        return reply
+
+    monkeypatch.setattr(inprocess.InProcessGrid, "_work", spoilt)
+    lossy = "codec=int4_low_rank" if "low rank" in name else ""
+    by_flower(home, tmp_path, "quorum=0.6 rounds=1", lossy)
+    (row,) = [json.loads(line) for line in next(tmp_path.glob("demo-*/rounds.jsonl")).read_text().splitlines()]
+    assert [(r["client"], r["code"]) for r in row["refused"]] == [(1, code)] and row["refused"][0]["reason"].isprintable()
+
+
+@pytest.mark.parametrize("change", [{"full_bytes": "x"}, {"digests": []}, {"train": -1}, {"evaluate": 0}, {"faults": {"a": "b"}}, {"machine": 3}, {"more": 1}, {"of": 10**400}])
+def test_a_roll_that_cannot_be_is_one_line_before_anybody_trains(home, tmp_path, monkeypatch, change):
+    real = local.roll
+    monkeypatch.setattr(local, "roll", lambda client: real(client) | (change if client.index == 0 else {}))
+    with pytest.raises((RollCallError, RunFailed), match="must answer the roll call|must carry its facts|others of") as caught:
+        by_flower(home, tmp_path)
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("demo-*/rounds.jsonl"))
 
 
 # What a message may be ------------------------------------------------------------------------------------------------
@@ -283,9 +382,9 @@ def test_a_client_takes_no_order_of_another_run_round_or_config(change, says):
         gate.mark(order(config, change), config)
 
 
-@pytest.mark.parametrize("change", [{"epochs": 10**9}, {"batch": 1}, {"batch": 4096}, {"lr": {"head": -1.0}}, {"lr": {"head": float("inf")}}, {"deadline": 99.0}])
+@pytest.mark.parametrize("change", [{"epochs": 10**9}, {"batch": 1}, {"batch": 4096}, {"lr": {"head": -1.0}}, {"lr": {"head": float("inf")}}, {"deadline": 99.0}, {"deadline": 0.0}, {"keep": []}])
 def test_a_client_takes_no_recipe_that_asks_for_more_than_its_config(change):
-    config = load("recipe.deadline=9")
+    config = load("recipe.deadline=9 recipe.keep=[head]")
     assert gate.recipe_of(order(config), config) == config.recipe
     text = json.dumps(json.loads(config.recipe.to_json()) | change)
     with pytest.raises(WireError, match="an order must"):
@@ -303,14 +402,36 @@ MODEL = {A: torch.zeros(4, 8), HEAD: torch.zeros(3, 8)}
         ({HEAD: torch.zeros(4, 8)}, r"head.weight must be \(3, 8\), got \(4, 8\)"), ({A: torch.zeros(5, 8)}, "must be"), ({A: torch.zeros(32)}, "must be"),
         ({"pos_embed": torch.zeros(1)}, "the model's own tensors, got 'pos_embed'"), ({HEAD: torch.full((3, 8), torch.nan)}, "must be finite"),
         ({"control.head.bias": torch.zeros(3)}, "got 'head.bias'"), ({"base.x.weight": torch.full((2, 2), torch.inf)}, "must be finite"),
+        ({"control.head.weight": torch.zeros(2, 8)}, "must be"),
     ],
 )  # fmt: skip
 def test_a_client_takes_no_adapter_that_is_not_its_models(received, says):
-    assert gate.admit({A: torch.zeros(2, 8), HEAD: torch.ones(3, 8)}, MODEL)
+    def judged(received):
+        gate.fitting({n: tuple(t.shape) for n, t in received.items()}, MODEL)
+        return gate.finite(received)
+
+    assert judged({A: torch.zeros(2, 8), HEAD: torch.ones(3, 8)})
     with pytest.raises(WireError, match=says):
-        gate.admit(received, MODEL)
+        judged(received)
+
+
+@pytest.mark.parametrize("safe, counted", [(-1, 0), (0, -1), (3, 0), (0, 3), ("0", 0), (None, 0), (True, 0)])
+def test_a_client_forgets_nothing_at_a_servers_bad_word(safe, counted):
+    assert gate.past({"round": 3, "safe": 1, "counted": 2}) == (1, 2)
+    with pytest.raises(WireError, match="which rounds before it are safe and counted"):
+        gate.past({"round": 3, "safe": safe, "counted": counted})
+
+
+@pytest.mark.parametrize("since, upto", [(0, 10**12), (3, 2), (-1, 2), ("0", 2), (0, None)])
+def test_a_client_counts_no_rounds_that_are_not_in_the_run(since, upto):
+    gate.span({"since": 0, "upto": 5}, load("rounds=5"))
+    with pytest.raises(WireError, match="sums must be of rounds of this run"):
+        gate.span({"since": since, "upto": upto}, load("rounds=5"))
 
 
 def test_a_line_that_leaves_a_client_names_no_path():
     said = without_paths("cannot open /srv/hospital/a.png or ~/keys/one: see https://flower.ai/docs/x and 3/4 of a/b", None)
     assert said == "cannot open <path> or <path>: see https://flower.ai/docs/x and 3/4 of a/b"
+    assert without_paths("No such file: '/home/jane doe/Mary Smith (1970).png'", None) == "No such file: <path>"
+    config = load("key='/home/jane doe/key' output=/srv/runs")
+    assert without_paths("key file /home/jane doe/key is missing; /srv/runs/x y", config) == "key file <key> is missing; <output>/... y"

@@ -32,14 +32,18 @@ def test_what_is_kept_comes_back_bit_for_bit_beside_that_of_others(tmp_path):
 
 def test_a_round_is_repeated_from_what_stood_before_it(drawer):
     for round in (1, 2, 5):
-        drawer.keep("control", round, at(round), last=2)
+        drawer.keep("control", round, at(round))
+    drawer.tidy(2)
     assert drawer.recall("control", 5)[0] == 5
     assert drawer.recall("control", 4)[0] == 2 and float(drawer.recall("control", 4)[1]["head.bias"]) == 2
     assert drawer.recall("control", 1) is None  # of what is past repeating nothing stays
-    drawer.keep("control", 3, at(3), last=2)  # another attempt: round 5 of the first one is void
+    drawer.keep("control", 3, at(3))  # another attempt: round 5 of the first one is void
     assert drawer.recall("control", 9)[0] == 3 and len(list(drawer.folder.iterdir())) == 2
-    drawer.keep("control", 4, at(4), last=1)
-    assert [p.name for p in drawer.folder.iterdir()] == ["control-00004.safetensors"]
+    drawer.keep("control", 4, at(4)), drawer.keep("lost", 1, at(1))
+    drawer.tidy(0)
+    assert len(list(drawer.folder.iterdir())) == 4
+    drawer.tidy(9)
+    assert sorted(p.name for p in drawer.folder.iterdir()) == ["control-00004.safetensors", "lost-00001.safetensors"]
 
 
 def test_nothing_is_an_answer_too(drawer):
@@ -74,7 +78,7 @@ def test_what_rounds_that_did_not_count_left_is_taken_back(drawer):
     for round in (1, 2, 3):
         drawer.keep("lost", round, at(round)), drawer.keep("received", round, at(round))
     drawer.rewind(1, "lost", "never")
-    assert drawer.recall("lost", 9)[0] == 1 and drawer.newest("lost") == 1 and drawer.newest("received") == 3 and drawer.newest("never") == 0
+    assert drawer.recall("lost", 9)[0] == 1 and sorted(drawer.listing()) == [("lost", 1), *(("received", r) for r in (1, 2, 3))]
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b[:5], lambda b: b"", lambda b: b"x" * len(b)], ids=["cut", "short", "empty", "other"])

@@ -21,6 +21,7 @@ from typing import Callable
 from cryptography import x509
 
 from clients.kit import KitError, certificates, containers, proxy, readme, start, units
+from fl import durable
 
 VERSION = "0.1.0"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")  # the proxy and the operator reach the SuperLink by these
@@ -168,9 +169,5 @@ def _pair(folder: Path, private: str, public: str, pair: certificates.Pair) -> N
 
 
 def _write(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file with its mode from the first byte on; one that stands there is replaced."""
     path.parent.mkdir(mode=0o755, exist_ok=True)
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-    path.chmod(mode)  # whatever the umask was
+    durable.write(path, content, mode)

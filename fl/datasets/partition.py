@@ -17,6 +17,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from fl import durable
 from fl.datasets import DataError
 from fl.randomness import derive
 
@@ -41,7 +42,7 @@ class Split(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Write the manifest and its digest as JSON."""
-        path.write_text(json.dumps({"digest": self.digest()} | self.manifest()))
+        durable.write(path, json.dumps({"digest": self.digest()} | self.manifest()))
 
 
 def iid() -> Cut:

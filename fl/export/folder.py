@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from yaml import YAMLError
 
 from fl.adapter import Parts, apart, load
-from fl.config import Config
+from fl.config import CONF, Config
 from fl.config import load as defaults
 
 SAYS = ("seed", "start", "model", "method", "cipher", "data", "strategy", "recipe")  # what a run's config must say itself
@@ -85,11 +85,13 @@ def open_run(run: Path, weights: str | None = None) -> Left:
 
 
 def ours(part: Mapping[str, Any], room: str) -> dict[str, Any]:
-    """``part`` of a config that came with a folder, if its builder is one of ``room``. Raises ExportError.
+    """``part`` of a config that came with a folder, if its builder is one of ``room`` that a YAML names. Raises ExportError.
 
     A folder may come from others, and `build` would call whatever it names.
     """
-    if not str(part.get("_target_")).startswith(f"{room}."):
+    target = str(part.get("_target_"))
+    known = {OmegaConf.load(path).get("_target_") for path in CONF.glob("**/*.yaml")}
+    if not target.startswith(f"{room}.") or target not in known:  # a room's own imports are in it, too
         raise ExportError(f"a builder must be one of {room}, got {str(part.get('_target_'))[:60]!r}; export from a folder that you trust")
     return dict(part)
 

@@ -49,6 +49,11 @@ class Packed:
         """Bytes of header and payload together, without what the transport adds."""
         return len(self.header.encode()) + self.payload.nbytes
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What the header says of each tensor. Raises WireError as `check` does."""
+        self.check()
+        return {name: shape for name, shape, _ in _rows(self.header)}
+
     def check(self) -> None:
         """Raise WireError unless the header can be read and describes the payload."""
         described = sum(size for _, _, size in _rows(self.header))

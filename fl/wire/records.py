@@ -56,12 +56,18 @@ def facts_of(message: Message) -> dict[str, Any]:
     return facts
 
 
+def carries(message: Message) -> bool:
+    """Whether a message holds an adapter, or anything of one."""
+    return ADAPTER in message.content or "header" in message.content[FACTS]
+
+
 def packed_of(message: Message, most: int | None = None) -> Packed:
     """The packed adapter that `to_content` put in. Raises TooLarge beyond ``most`` bytes, and WireError when there is none."""
     try:
         header, record = message.content[FACTS]["header"], message.content[ADAPTER]
         if not isinstance(header, str) or set(record) != {FLAT}:
             raise TypeError("no text, or not one array")
+        header.encode()
         data, claimed = record[FLAT].data, record[FLAT].dtype
         if most is not None and len(data) + len(header) > most:
             raise TooLarge(f"such a message has at most {most} bytes, got {len(data) + len(header)}")

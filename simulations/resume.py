@@ -33,6 +33,8 @@ def shown(folder: Path) -> str:
 def resume(folder: Path) -> int:
     """Go on with the run in ``folder`` on this machine. Returns the exit status of what drives it. Raises ConfigError."""
     driver, clients, overrides = words(folder)
+    if driver == "deployment":
+        raise ConfigError(f"a deployment's run is resumed over its SuperLink, with: {shown(folder)}")
     if driver == "loop":
         from simulations import loop
 

@@ -23,7 +23,9 @@ def main(grid: Grid, context: Context) -> None:
     try:
         overrides = str(context.run_config.get("overrides", ""))
         config = load(overrides)
-        journal = Journal(config, run_name(config), driver="flower", overrides=overrides)
+        simulated = bool({"flwr.simulation.app", "simulations.inprocess"} & set(sys.modules))
+        driver = "flower" if simulated else "deployment"
+        journal = Journal(config, run_name(config), driver=driver, overrides=overrides)
         if journal.finished:
             journal.say(f"{journal.run} is finished; there is nothing to resume")
             return

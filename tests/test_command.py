@@ -77,5 +77,8 @@ def test_a_run_that_broke_off_is_gone_on_with_by_what_drove_it(home, tmp_path, m
     ours, steady = load_adapter(run / "adapter.safetensors"), load_adapter(tmp_path / "steady" / "loop" / "adapter.safetensors")
     assert all(torch.equal(ours[n], steady[n]) for n in steady)
     assert "nothing to resume" in command("resume", run)[1]
+    (run / "command.json").write_text((run / "command.json").read_text().replace('"loop"', '"deployment"'))
+    status, said = command("resume", run)
+    assert status == 2 and "is resumed over its SuperLink, with: flwr run . SUPERLINK" in said
     status, said = command("resume", tmp_path)
     assert status == 2 and "a run's folder must hold command.json" in said

@@ -17,7 +17,7 @@ from test_simulation import equal, home, settings  # noqa: F401
 
 from clients import local
 from clients.client_app import app as client_app
-from fl import durable
+from fl import durable, keys
 from fl.adapter import flat
 from fl.adapter import load as load_adapter
 from fl.config import ConfigError, load
@@ -27,6 +27,7 @@ from fl.tree import described, rebuilt
 from simulations import inprocess, loop
 from strategies.checkpoint import Checkpoints, Kept, chosen
 from strategies.grown import Grown
+from strategies.rollcall import RollCallError
 from strategies.server_app import app as server_app
 
 KINDS = {
@@ -209,6 +210,33 @@ def test_another_config_is_refused_with_the_difference(home, tmp_path, monkeypat
     with pytest.raises(ConfigError, match="resume must name a run in .*, got 'ran' .*; the newest are run"):
         by_loop(home, tmp_path, "resume=ran")
     by_loop(home, tmp_path, "resume=run quorum=0.5 wait=7")  # patience is no part of what is computed
+
+
+def test_another_federation_is_refused_with_the_difference(home, tmp_path, monkeypatch):
+    stopped(home, tmp_path, monkeypatch)
+    keys.create(tmp_path / "other")
+    with pytest.raises(RollCallError, match="a run is resumed by the federation that it began with, but key was .*, now "):
+        inprocess.run(server_app, client_app, 3, settings(home, tmp_path, f"clients=3 rounds=4 resume=run key={tmp_path / 'other'}"))
+    with pytest.raises(ConfigError, match="clients was 3, now 2"):
+        by_loop(home, tmp_path, "resume=run clients=2")
+    by_loop(home, tmp_path, "resume=run")
+
+
+def test_a_round_may_be_broken_off_again_and_again(home, tmp_path, monkeypatch):
+    lossy = "codec=int4 strategy=scaffold recipe.optimizer=sgd"
+    steady = by_loop(home, tmp_path / "steady", lossy)
+    for attempt in range(4):
+        with monkeypatch.context() as patch:
+            stopping(patch, "manifest.json", 1 if attempt else 3)
+            with pytest.raises(Stop):
+                by_loop(home, tmp_path, lossy, "resume=run" if attempt else "")
+    assert equal(by_loop(home, tmp_path, lossy, "resume=run"), steady)
+
+
+def test_what_the_loop_began_flowers_server_goes_on_with(home, tmp_path, monkeypatch):
+    steady = by_loop(home, tmp_path / "steady", "codec=int4")
+    stopped(home, tmp_path, monkeypatch, "codec=int4")
+    assert equal(by_flower(home, tmp_path, "codec=int4", "resume=run"), steady)
 
 
 def test_a_run_that_is_finished_is_left_alone(home, tmp_path, capsys):

@@ -16,6 +16,11 @@ torch.set_num_threads(1)
 TINY = {"name": "vit_tiny_patch16_224", "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
+def first(n: int, values: list) -> list:
+    """Of the ``values`` of a parameter the first n for the fast suite; the others are in the slow one."""
+    return [value if i < n else pytest.param(value, marks=pytest.mark.slow) for i, value in enumerate(values)]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fastest(tmp_path_factory):
     """What `auto` chooses is measured in and kept for these tests alone, in the processes that they start, too."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_aggregation import COUNTS, EXACT, MODULES, RANK, answers, drawn, made, products, turned
 from test_personal import kept, rows
+from conftest import first
 from test_simulation import by_flower, by_loop, equal, home, result, settings  # noqa: F401
 
 from clients import carried, holdings, local, workbench
@@ -210,7 +211,7 @@ def test_what_a_run_leaves_rebuilds_the_model_that_the_clients_scored(home, tmp_
 # The way to the clients -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", ["", "rounds=4 fraction=0.6", "rounds=3 step=plain evaluate_every=3 fraction=0.3", "method=melo start=public rounds=3"])
+@pytest.mark.parametrize("more", first(1, ["rounds=4 fraction=0.6", "", "rounds=3 step=plain evaluate_every=3 fraction=0.3", "method=melo start=public rounds=3"]))
 @pytest.mark.parametrize("name", CHANGING)
 def test_flower_equals_the_plain_loop_with_a_base_that_changes(home, tmp_path, name, more):
     (ours, adapter), (theirs, same) = by_loop(home, tmp_path, f"strategy={name}", more), by_flower(home, tmp_path, f"strategy={name}", more)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import first
 from test_simulation import equal, home, settings  # noqa: F401
 
 from clients import local
@@ -88,8 +89,8 @@ def stopping(monkeypatch, where: str, round: int) -> None:
     monkeypatch.setattr("fl.durable.write", write)
 
 
-@pytest.mark.parametrize("kind", ["default codec", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "default codec")])
-@pytest.mark.parametrize("run", [by_loop, by_flower], ids=["loop", "flower"])
+@pytest.mark.parametrize("kind", first(1, list(KINDS)))
+@pytest.mark.parametrize("run", first(1, [by_flower, by_loop]), ids=["flower", "loop"])
 def test_a_run_that_is_resumed_equals_one_that_never_stopped(home, tmp_path, monkeypatch, kind, run):
     words = f"{KINDS[kind]} quorum=1.0"
     steady = run(home, tmp_path / "steady", words)
@@ -143,7 +144,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", ["a bit", *(pytest.param(damage, marks=pytest.mark.slow) for damage in DAMAGE if damage != "a bit")])
+@pytest.mark.parametrize("damage", first(1, list(DAMAGE)))
 def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_taken(home, tmp_path, monkeypatch, capsys, damage):
     lossy = "codec=int4 strategy=scaffold recipe.optimizer=sgd checkpoint.last=3"
     steady = by_loop(home, tmp_path / "steady", lossy)
@@ -222,6 +223,7 @@ def test_another_federation_is_refused_with_the_difference(home, tmp_path, monke
     by_loop(home, tmp_path, "resume=run")
 
 
+@pytest.mark.slow
 def test_a_round_may_be_broken_off_again_and_again(home, tmp_path, monkeypatch):
     lossy = "codec=int4 strategy=scaffold recipe.optimizer=sgd"
     steady = by_loop(home, tmp_path / "steady", lossy)

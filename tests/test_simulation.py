@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import first
 from PIL import Image
 
 from flwr.app import Message
@@ -76,8 +77,8 @@ def equal(a: dict, b: dict) -> bool:
 
 @pytest.mark.parametrize(
     "more",
-    ["", "method=melo start=public", "method=full start=public", "method=linear", "partition=dirichlet fraction=0.5 recipe.augment=true", "recipe.mu=0.1 recipe.optimizer=sgd", "step=plain", "strategy=rolora", "method=lora_sb strategy=fed_sb", "method=ravan",
-     "strategy=flexlora +nodes.1.rank=2 +nodes.2.rank=1", "strategy=ffa_lora +nodes.0.rank=1 +nodes.2.rank=2 step=plain"],
+    first(5, ["", "partition=dirichlet fraction=0.5 recipe.augment=true", "method=lora_sb strategy=fed_sb", "method=full start=public", "strategy=flexlora +nodes.1.rank=2 +nodes.2.rank=1",
+     "method=melo start=public", "method=linear", "recipe.mu=0.1 recipe.optimizer=sgd", "step=plain", "strategy=rolora", "method=ravan", "strategy=ffa_lora +nodes.0.rank=1 +nodes.2.rank=2 step=plain"]),
 )
 def test_flower_equals_the_plain_loop_tensor_for_tensor(home, tmp_path, more):
     (ours, adapter), (theirs, same) = by_loop(home, tmp_path, more), by_flower(home, tmp_path, more)
@@ -93,7 +94,7 @@ def test_the_launcher_runs_the_same_apps_in_process_when_told_to(home, tmp_path,
     assert launch.main(["--clients", "3", *words, "+nodes.1.key=/missing"]) == 4 and "client 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", ["", "recipe.augment=true", "method=full", "method=ravan", "method=lora_sb"])
+@pytest.mark.parametrize("more", first(2, ["", "recipe.augment=true", "method=full", "method=ravan", "method=lora_sb"]))
 def test_a_federation_of_lean_steps_is_one_of_plain_steps_to_rounding(home, tmp_path, more):
     sgd = f"precision=float32 recipe.optimizer=sgd recipe.momentum=0 {more}"
     (_, lean), (_, plain), (_, start) = (by_loop(home, tmp_path / n, sgd, c) for n, c in (("a", ""), ("b", "step=plain"), ("c", "recipe.lr={lora_a:0,lora_b:0,lora_r:0,head:0,patch_embed:0,backbone:0}")))

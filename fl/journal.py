@@ -37,6 +37,9 @@ from fl.config import Config, ConfigError
 from fl.provenance import environment
 
 
+COUNTDOWN = 30  # seconds
+
+
 class Journal:
     """The record of one run: lines on the screen and, once it has begun, files in ``folder`` (absolute, new).
 
@@ -49,7 +52,7 @@ class Journal:
         self.folder = (Path(config.output).expanduser() / self.run).resolve()
         self.rounds: list[dict[str, Any]] = []
         self._lines, self._command = [], command
-        self._began, self._lock = time.monotonic(), -1
+        self._began, self._waited, self._lock = time.monotonic(), 0.0, -1
         if config.resume:
             same_run(self.folder, config)
 
@@ -104,9 +107,11 @@ class Journal:
         if sys.stdout.isatty():
             print(f"\r\x1b[K{line}", end="", flush=True)
 
-    def note(self, line: str) -> None:
-        """A line now and then where `progress` shows nothing: in a log."""
-        if not sys.stdout.isatty():
+    def waiting(self, line: str) -> None:
+        """Who is waited for: a passing line on a terminal, and elsewhere, as in a log, one every COUNTDOWN seconds."""
+        self.progress(line)
+        if not sys.stdout.isatty() and time.monotonic() - self._waited > COUNTDOWN:
+            self._waited = time.monotonic()
             self.say(line)
 
     def round(self, row: dict[str, Any]) -> None:

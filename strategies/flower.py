@@ -27,7 +27,6 @@ from strategies.gate import Refused, legible, readable
 from strategies.rollcall import Roll, RollCallError, agree, remarks, roll_in
 from strategies.talk import Answer, Question, RunFailed, drive
 
-COUNTDOWN = 30  # seconds between lines that say who is waited for, where there is no terminal to count down on
 Nodes = dict[int, int]
 """Client -> node id."""
 
@@ -89,13 +88,10 @@ def answers(
 
 def present(grid: Grid, config: Config, journal: Journal, question: Question, nodes: Nodes) -> set[int]:
     """The nodes that are there; as long as they are too few for the question, and at most ``config.timeout``, it waits for more."""
-    deadline, asked, told = time.monotonic() + config.timeout, {nodes[client] for client in question.messages}, 0.0
+    deadline, asked = time.monotonic() + config.timeout, {nodes[client] for client in question.messages}
     while len(asked & (there := set(grid.get_node_ids()))) < min(question.need, len(asked)) and time.monotonic() < deadline:
-        line = f"round {question.round}: {len(asked & there)} of {len(asked)} nodes are there, {question.need} are needed; waiting {deadline - time.monotonic():.0f} s at most"
-        journal.progress(line)
-        if time.monotonic() - told > COUNTDOWN:
-            told = time.monotonic()
-            journal.note(line)
+        left = f"{deadline - time.monotonic():.0f} s left"
+        journal.waiting(f"round {question.round}: {len(asked & there)} of {len(asked)} nodes are there, {question.need} are needed, {left}")
         time.sleep(POLL)
     return there
 
@@ -121,7 +117,7 @@ def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry])
     """
     deadline = time.monotonic() + config.wait
     rolls: dict[int, Roll] = {}
-    expected, told = 0, 0.0
+    expected = 0
     while not expected or len(rolls) < expected:
         new = sorted(set(grid.get_node_ids()) - set(rolls))
         asked = [message("query", n, 0, {"run": journal.run}) for n in new]
@@ -140,11 +136,7 @@ def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry])
                     f"{expected or 'some'} clients must come within {config.wait:.0f} s, got {len(rolls)}; "
                     "start more nodes or raise wait"
                 )
-            line = f"waiting for clients: {len(rolls)} of {expected or '?'}, {left:.0f} s left"
-            journal.progress(line)
-            if time.monotonic() - told > COUNTDOWN:
-                told = time.monotonic()
-                journal.note(line)
+            journal.waiting(f"waiting for clients: {len(rolls)} of {expected or '?'}, {left:.0f} s left")
             time.sleep(POLL)
     pairs = sorted(rolls.items(), key=lambda pair: pair[1].client)
     agree([roll for _, roll in pairs], code_digest())

@@ -174,6 +174,18 @@ def test_what_the_engine_answers_for_a_node_that_went_away_in_mid_round_is_an_an
     assert all([(r["client"], r["code"]) for r in row["refused"]] == [(1, "lost")] and "Node Unavailable" in row["refused"][0]["reason"] for row in rows)
 
 
+def test_a_run_begins_whole_or_not_at_all(home, tmp_path, monkeypatch, capsys):
+    """Two of three nodes come: bounded, with a countdown, and the number of those who came; one that comes late is waited for."""
+    ids, late = inprocess.InProcessGrid.get_node_ids, []
+    monkeypatch.setattr(inprocess.InProcessGrid, "get_node_ids", lambda self: list(ids(self))[:2])
+    with pytest.raises(RollCallError, match="3 clients must come within 1 s, got 2; start more nodes or raise wait"):
+        by_flower(home, tmp_path, "wait=1")
+    assert "waiting for clients: 2 of 3, 1 s left" in capsys.readouterr().out and not list(tmp_path.glob("demo-*/rounds.jsonl"))
+    monkeypatch.setattr(inprocess.InProcessGrid, "get_node_ids", lambda self: list(ids(self))[: 2 + (len(late) > 3)] if late.append(1) is None else [])
+    by_flower(home, tmp_path, "wait=5")
+    assert json.loads(next(tmp_path.glob("demo-*/summary.json")).read_text())["clients"] == 3
+
+
 def test_a_worker_that_died_ends_the_run_whatever_the_quorum(home, tmp_path, monkeypatch):
     work = inprocess.InProcessGrid._work
 

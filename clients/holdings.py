@@ -92,7 +92,7 @@ def _stored(config: Config, index: int, of: int, key: SharedKey) -> Holdings:
         must |= {"key": (key.fingerprint, sealed.key)}
     for name, (ours, theirs) in must.items():
         if ours != theirs:
-            raise DataError(f"{folder} must be for {name} {ours}, got {theirs}; name this client's folder, or write it anew for this run")
+            raise DataError(f"{folder} was written for {name} {theirs}, and this run has {ours}; name this client's folder, or write it anew for this run")
     if config.evaluate_on == "validation" and not len(parts["validation"].labels):
         raise DataError(f"evaluate_on=validation needs images to hold out, and {folder} has none; write it anew with validation=0.1")
     shares = {part: Share(examples) for part, examples in parts.items()}

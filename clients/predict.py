@@ -20,6 +20,7 @@ from typing import Any, Sequence
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from fl import keys
@@ -32,6 +33,7 @@ from fl.export.released import reading, release
 from fl.learn import plain
 
 BATCH = 250  # pictures in memory
+MARK = "veilora"  # the name of the text in an encrypted PNG; the text is the key's fingerprint
 
 
 class PredictError(ValueError):
@@ -52,7 +54,7 @@ def predict(
     cipher = _cipher(way, key)
     if cipher is None and way.ciphered and encrypted != way.encrypted:
         what = "encrypted pictures are read" if encrypted else "this model, of a public start, reads plain pictures"
-        raise PredictError(f"{what} with the key alone (fingerprint {way.fingerprint}); say where its file is")
+        raise PredictError(f"{what} with the key alone (fingerprint {way.fingerprint}); say where its file is, --key")
     if cipher is not None and way.start == "keyed":
         _absorb(model, cipher)
     try:
@@ -89,7 +91,8 @@ def encrypt_folder(folder: Path, images: Path, out: Path, key: Path) -> dict[str
         raise PredictError("this run's pictures are plain (cipher=plain), so that there is nothing to encrypt with; take them as they are")
     if out.exists():
         raise PredictError(f"encrypted pictures need a new folder, got {out}, which exists; choose another")
-    counts: Counter[str] = Counter()
+    counts, marked = Counter(), PngInfo()
+    marked.add_text(MARK, way.fingerprint)
     for path in _files(images):
         picture = read_picture(path, way.image)
         if picture is None:
@@ -97,7 +100,7 @@ def encrypt_folder(folder: Path, images: Path, out: Path, key: Path) -> dict[str
             continue
         place = out / path.relative_to(images).with_name(f"{path.name}.png")
         place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(cipher.encrypt(picture.image[None])[0].permute(1, 2, 0).contiguous().numpy()).save(place)
+        Image.fromarray(cipher.encrypt(picture.image[None])[0].permute(1, 2, 0).contiguous().numpy()).save(place, pnginfo=marked)
         counts["images"] += 1
     return {"folder": str(out), "images": counts["images"], "skipped": counts["skipped"], "key_fingerprint": way.fingerprint}
 
@@ -129,6 +132,8 @@ def _files(images: Path) -> list[Path]:
 
 def _read(batch: Sequence[Path], way: Reading, encrypted: bool) -> dict[Path, Tensor]:
     """The pictures that can be read, uint8 (3, h, w), scaled unless ``encrypted``. Raises PredictError for what scaling or JPEG has spoilt."""
+    if not encrypted and (marked := next((path for path in batch if _marked(path)), None)):
+        raise PredictError(f"{marked} is encrypted already, as veilora encrypt marked it; say --encrypted, with its --key where the run's start was keyed")
     found = {path: read_picture(path, None if encrypted and way.ciphered else way.image) for path in batch}
     good = {path: picture.image for path, picture in found.items() if picture is not None}
     for path, image in good.items() if encrypted and way.ciphered else ():
@@ -138,9 +143,20 @@ def _read(batch: Sequence[Path], way: Reading, encrypted: bool) -> dict[Path, Te
     return good
 
 
+def _marked(path: Path) -> bool:
+    """Whether `encrypt_folder` wrote this picture."""
+    try:
+        with Image.open(path) as picture:
+            return MARK in picture.info
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
 def _accuracy(rows: Sequence[dict[str, Any]], way: Reading) -> dict[str, Any]:
     truth = [row["file"].rpartition("/")[0] for row in rows]
-    if not set(truth) <= set(way.classes):
+    if strangers := sorted(set(truth) - {""} - set(way.classes)):
+        return {"strangers": strangers}
+    if "" in truth:
         return {}
     correct = sum(row["class"] == name for row, name in zip(rows, truth))
     return {"correct": correct, "accuracy": correct / len(rows)}

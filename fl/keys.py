@@ -116,7 +116,7 @@ def read(path: Path) -> SharedKey:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise KeyFileError(f"key file {path} is missing; make one with: python -m fl.keys {path}") from None
+        raise KeyFileError(f"key file {path} is missing; carry it from the client that has it, or make the first: python -m fl.keys {path}") from None
     except OSError as error:
         if path.is_symlink():
             raise KeyFileError(f"key file {path} must not be a link; name the file itself") from None

@@ -220,11 +220,13 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the engines are taken down, too
     try:
         load(shlex.join(overrides))  # a slip of the pen is not worth an engine
+        if taken := [word for word in overrides if word.split("=")[0] in ("key", "output", "state", "clients")]:
+            raise ConfigError(f"a site has places and nodes of its own, got {taken[0]}; see --folder and --nodes")
         with edge(folder, options.nodes, options.proxy, options.database) as site:
             came = "through nginx" if site.proxied else "straight to the SuperLink"
             print(f"{options.nodes} nodes are online, over TLS, {came}", flush=True)
             completed, output = site.run(overrides)
-        print(f"output: {output}\nlogs: {folder / 'logs'}")
+        print(f"output: {output}\nlogs: {folder / 'logs'}; the folder stays, with the image key of this site, {folder / 'key'}")
         return 0 if completed else site.operator.status
     except (ConfigError, KitError, keys.KeyFileError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ and a run that loses its quorum ends with the clients' own words.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any, Iterator
 
@@ -128,7 +129,8 @@ def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry])
         if rolls and not expected:
             expected = next(iter(rolls.values())).of
             _check_number(config, expected)
-            journal.say(f"{expected} clients; for another number: flwr run . --federation-config \"num-supernodes=N\", or simulations.launch --clients N")
+            hint = "; for another number: flwr run . --federation-config \"num-supernodes=N\", or simulations.launch --clients N"
+            journal.say(f"{expected} clients" + (hint if "ray" in sys.modules else ""))
         if not replies:
             left = deadline - time.monotonic()
             if left < 0:

@@ -15,8 +15,8 @@ MUST_AGREE = {
     "code": "runs another version of the code",
     "config": "composed another config",
     "key": "holds another key",
-    "backbone": "has another backbone",
     "classes": "has other classes",
+    "backbone": "has another backbone",
     "split": "cut the data otherwise",
     "start": "starts from another adapter",
 }

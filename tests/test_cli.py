@@ -66,7 +66,7 @@ def test_a_folder_that_is_not_there_is_one_line(places, capsys):
 @pytest.mark.parametrize(
     "spoil, says",
     [
-        (lambda key: key.unlink(), "is missing; make one with"),
+        (lambda key: key.unlink(), "is missing; carry it from the client that has it, or make the first"),
         (lambda key: key.chmod(0o644), "chmod 600"),
         (lambda key: key.write_bytes(b"short"), "must hold 32 bytes, got 5"),
     ],

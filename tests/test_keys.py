@@ -187,7 +187,7 @@ def link(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "fix"),
     [
-        pytest.param(lambda p: None, "missing; make one with: python -m fl.keys", id="missing"),
+        pytest.param(lambda p: None, "missing; carry it from the client that has it, or make the first: python -m fl.keys", id="missing"),
         pytest.param(lambda p: plain(p, mode=0o640), r"mode 0640\); run: chmod 600", id="group"),
         pytest.param(lambda p: plain(p, mode=0o604), r"mode 0604\); run: chmod 600", id="others"),
         pytest.param(lambda p: plain(p, mode=0o620), r"mode 0620\); run: chmod 600", id="writable"),

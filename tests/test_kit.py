@@ -393,6 +393,9 @@ def test_a_partition_folder_is_looked_into(site, monkeypatch, tmp_path):
         partition.write(load(words), index, 2, tmp_path / str(index), encrypt=True)
     change(site / "node-0" / "node.toml", "# partition-path.*", f'partition-path = "{tmp_path / "0"}"')
     finding = found(site / "node-0", monkeypatch)["partition"]
-    assert finding.ok and "20 train, 0 validation, 10 test images, encrypted with key" in finding.says
+    assert finding.ok and "20 train, 0 validation, 10 test images of 32 px for 10 classes, encrypted with key" in finding.says
+    (tmp_path / "other").write_bytes(bytes(32)), (tmp_path / "other").chmod(0o600)
+    change(site / "node-0" / "node.toml", "key-path.*", f'key-path = "{tmp_path / "other"}"')
+    assert "was encrypted with key" in found(site / "node-0", monkeypatch)["partition"].says
     change(site / "node-0" / "node.toml", "partition-path.*", f'partition-path = "{tmp_path / "1"}"')
     assert "must be that of node 0 of 2, and is that of 1 of 2" in found(site / "node-0", monkeypatch)["partition"].says

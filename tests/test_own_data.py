@@ -196,14 +196,14 @@ def test_a_damaged_folder_is_named_in_one_line(home, tmp_path, damage, says):
 @pytest.mark.parametrize(
     "run, index, says",
     [
-        ("", 1, "must be for client 1, got 0"),
-        ("model.image=16", 0, "must be for model.image 16, got 32"),
-        pytest.param("model.patch=4", 0, "must be for model.patch 4, got 8", marks=SLOW),
-        pytest.param("seed=1", 0, "must be for seed 1, got 0", marks=SLOW),
-        pytest.param("partition=shards", 0, "must be for partition .*shards.*, got .*iid", marks=SLOW),
-        pytest.param("data.train=300", 0, "must be for data .*300.*, got .*120", marks=SLOW),
-        pytest.param("cipher=plain", 0, "must be for cipher .*plain.*, got .*pixel_shuffle", marks=SLOW),
-        ("key=OTHER", 0, "must be for key [0-9a-f]{16}, got [0-9a-f]{16}"),
+        ("", 1, "was written for client 0, and this run has 1"),
+        ("model.image=16", 0, "was written for model.image 32, and this run has 16"),
+        pytest.param("model.patch=4", 0, "was written for model.patch 8, and this run has 4", marks=SLOW),
+        pytest.param("seed=1", 0, "was written for seed 0, and this run has 1", marks=SLOW),
+        pytest.param("partition=shards", 0, "was written for partition .*iid.*, and this run has .*shards", marks=SLOW),
+        pytest.param("data.train=300", 0, "was written for data .*120.*, and this run has .*300", marks=SLOW),
+        pytest.param("cipher=plain", 0, "was written for cipher .*pixel_shuffle.*, and this run has .*plain", marks=SLOW),
+        ("key=OTHER", 0, "was written for key [0-9a-f]{16}, and this run has [0-9a-f]{16}"),
     ],
 )
 def test_a_folder_of_another_run_is_named_in_one_line(home, tmp_path, run, index, says):

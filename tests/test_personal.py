@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import first
 from test_simulation import by_flower, by_loop, equal, home, result, settings  # noqa: F401
 
 from clients import holdings, local, workbench
@@ -27,7 +28,7 @@ def kept(out, run: str = "loop") -> dict:
     return {f"{p.relative_to(out / 'state' / run)} {n}": t for p in files for n, t in load_adapter(p).items()}
 
 
-@pytest.mark.parametrize("more", [*STATEFUL, "strategy=fedsa_lora clients=3 fraction=0.6 rounds=3"])
+@pytest.mark.parametrize("more", first(2, list([*STATEFUL, "strategy=fedsa_lora clients=3 fraction=0.6 rounds=3"])))
 def test_flower_equals_the_plain_loop_with_parts_that_stay_at_home(home, tmp_path, more):
     (ours, adapter), (theirs, same) = by_loop(home, tmp_path, more), by_flower(home, tmp_path, more)
     assert equal(adapter, same) and ours["accuracy"] == theirs["accuracy"]
@@ -43,7 +44,7 @@ def test_where_nothing_stays_at_home_no_disk_is_touched(home, tmp_path, more):
     assert not (tmp_path / "state").exists()
 
 
-@pytest.mark.parametrize("more", STATEFUL)
+@pytest.mark.parametrize("more", first(1, list(STATEFUL)))
 def test_a_process_may_end_after_any_message(home, tmp_path, more):
     (_, whole), steady = by_loop(home, tmp_path / "a", more), rows(tmp_path / "a")
     began = []

@@ -47,10 +47,10 @@ def node(folder: Path, engine: Mapping[str, str]) -> Iterator[Finding]:
     yield _try("node.toml", "mend the file", lambda: _place(folder / "node.toml", own))
     yield probes.device(str(own.get("device", "auto")), told)
     yield from _rooms({"state": str(own.get("state-path", "~/veilora/state")), "FLWR_HOME": engine.get("FLWR_HOME", "")})
-    yield _try("image key", "carry it from another node, mode 0600", lambda: probes.image_key(str(own.get("key-path", "~/veilora/key"))))
-    yield _try("data", "set data-path in node.toml", lambda: probes.data(own.get("data-path")))
+    yield _try("image key", "carry the one that all share from another node, mode 0600; make one on the first alone", lambda: probes.image_key(str(own.get("key-path", "~/veilora/key"))))
+    yield _try("data", "set data-path in node.toml", lambda: probes.data(own))
     if "partition-path" in own:
-        yield _try("partition", "write it again: veilora partition", lambda: probes.partition(own["partition-path"], own.get("partition-id"), own.get("num-partitions")))
+        yield _try("partition", "write it again: veilora partition", lambda: probes.partition(own))
     yield _try("weights", "set weights-path in node.toml", lambda: probes.weights(own.get("weights-path")))
     yield _port(engine, "SuperNode")
     yield from _flags(engine)

@@ -68,11 +68,14 @@ def device(wish: str, told: Mapping[str, Any]) -> Finding:
 
 def image_key(path: str) -> str:
     """The fingerprint of the key file. Raises KeyFileError."""
-    return f"{path}, fingerprint {keys.read(Path(path)).fingerprint}: the same on every node"
+    return f"{path}, fingerprint {keys.read(Path(path)).fingerprint}; compare it with the other nodes'"
 
 
-def data(path: str | None) -> str:
+def data(own: Mapping[str, Any]) -> str:
     """That the folder of pictures can be listed. Raises KitError."""
+    if "partition-path" in own:
+        return "not needed: partition-path is in its place"
+    path = own.get("data-path")
     if path is None:
         return "none set; the run's own data.root stands, or its demo data"
     folder = Path(path).expanduser()
@@ -85,13 +88,20 @@ def data(path: str | None) -> str:
     return f"{folder}, with {inside.name}"
 
 
-def partition(path: str, index: int, of: int) -> str:
-    """Whose pictures the folder holds, and that they are as they were written. Raises DataError and KitError."""
+def partition(own: Mapping[str, Any]) -> str:
+    """Whose pictures the folder of a node's settings holds, and that they are as they were written, and under its own key.
+
+    Raises DataError, KeyFileError and KitError.
+    """
+    path, index, of = own["partition-path"], own.get("partition-id"), own.get("num-partitions")
     facts, parts = read(Path(path).expanduser())
     if facts.cut is not None and (facts.index, facts.of) != (index, of):
         raise KitError(f"partition folder {path} must be that of node {index} of {of}, and is that of {facts.index} of {facts.of}")
+    if facts.encrypted and (key := keys.read(Path(str(own.get("key-path", "~/veilora/key")))).fingerprint) != facts.encrypted.key:
+        raise KitError(f"partition folder {path} was encrypted with key {facts.encrypted.key}, and this node has key {key}")
     hidden = f"encrypted with key {facts.encrypted.key}" if facts.encrypted else "plain"
-    return f"{path}, {', '.join(f'{len(part.labels)} {name}' for name, part in parts.items())} images, {hidden}"
+    counts = ", ".join(f"{len(part.labels)} {name}" for name, part in parts.items())
+    return f"{path}, {counts} images of {facts.image} px for {len(facts.classes)} classes, {hidden}"
 
 
 def weights(path: str | None) -> str:

@@ -23,7 +23,7 @@ This folder belongs at @home@. The image key belongs on no coordinator, and ca.k
    The SuperLink listens on loopback; never open its port @superlink_port@: through it anyone may run code here and on the nodes,
    and so may anyone with a login on this machine: give none to others.
 4. Register the nodes, once
-     export FLWR_HOME=@home@/operator
+     export FLWR_HOME=@home@/operator PATH=@venv@/bin:$PATH
 @register@
 5. Run
      flwr run @venv@/source veilora --stream --run-config 'overrides="clients=@nodes@ output=@var@/runs quorum=0.6 retries=3 timeout=600 experiment=..."'
@@ -41,10 +41,11 @@ Node @index@ of @nodes@ of a VeiLoRA federation. It calls the coordinator at @pu
 This folder belongs at @home@.
 
 """ + SOFTWARE + """
-2. The image key: one file for all nodes, made on a node (veilora keygen @key@), carried by hand, never to the coordinator
+2. The image key: one file for all nodes, made on one node (@venv@/bin/veilora keygen KEY), carried by hand, never to the coordinator
      install -o veilora -m 0600 KEY @key@
 3. What is this machine's own: node.toml (data-path or partition-path, weights-path, device). Pictures that are nobody else's:
-     veilora partition /data/mine --index @index@ --of @nodes@ --own --encrypt key=@key@ data=folder data.root=PICTURES experiment=...
+     @venv@/bin/veilora partition /data/mine --index @index@ --of @nodes@ --own --encrypt key=@key@ data=folder data.root=PICTURES experiment=...
+     chown -R veilora: /data/mine       # a sub-folder for each class of all nodes, one without pictures, too; the experiment is the run's
 4. Look
      sudo -u veilora @venv@/bin/veilora doctor @home@
 5. Start

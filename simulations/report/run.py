@@ -46,7 +46,7 @@ def outcome(rows: list[dict[str, Any]], summary: dict[str, Any] | None) -> str:
 
 def rounds(rows: list[dict[str, Any]]) -> str:
     """The rounds as a table."""
-    head = ["| round | accuracy | loss | train loss | clients | refused | seconds | kB |", "|---|---|---|---|---|---|---|---|"]
+    head = ["| round | accuracy | loss | train loss | clients | refused | seconds | kB of all messages |", "|---|---|---|---|---|---|---|---|"]
     shown = lambda row, name, form: format(row[name], form) if row.get(name) is not None else "–"
     for row in rows:
         sent = sum(sizes["total"] for sizes in row["bytes"].values()) / 1e3

@@ -89,5 +89,6 @@ def partition(
 
     found = partition.write(load(shlex.join(context.args)), index, of, out, encrypt, own)
     counts = ", ".join(f"{n} {part}" for part, n in found["images"].items())
+    counts += f" of {' x '.join(map(str, found['side']))} px" + "".join(f", {n} {fault}" for fault, n in found["faults"].items())
     hidden = f"encrypted with key {found['encrypted']['key']}" if found["encrypted"] else "plain"
     answer(format, found, f"{found['folder']}: client {index} of {of}, {counts} images, {hidden}; its node sets partition-path to it")

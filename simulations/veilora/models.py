@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +54,7 @@ def predict(
     found = predict(folder, images, key, encrypted, weights, device)
     rows = [f"{row['file']}\t{row['class']}\t{row['probability']:.4f}" for row in found["rows"]]
     rows += [f"accuracy {found['accuracy']:.2%} of {found['images']}"] if "accuracy" in found else []
+    rows += [f"no accuracy: {', '.join(found['strangers'])} are no classes of this model"] if found.get("strangers") else []
     answer(format, found, "\n".join(rows))
 
 
@@ -70,4 +70,5 @@ def encrypt(
     from clients.predict import encrypt_folder
 
     found = encrypt_folder(folder, images, out, key)
-    answer(format, found, json.dumps(found))
+    skipped = f", {found['skipped']} files left out" if found["skipped"] else ""
+    answer(format, found, f"{found['folder']}: {found['images']} pictures encrypted with key {found['key_fingerprint']}{skipped}; predict reads them with --encrypted")

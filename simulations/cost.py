@@ -27,6 +27,7 @@ from fl.wire.ledger import Entry, entry
 from fl.wire.octets import octets
 from fl.wire.records import serialised_bytes, to_content
 
+MARK = {"run": "demo-20260101-000000-000000-s0", "config": "0123456789abcdef", "round": 1}  # what each message says it is of
 METHODS = ("linear", "melo", "lora_patch", "lora_sb", "ravan", "full")
 LOW_RANK = "+codec@codecs.patch_embed=low_rank"
 ROADS = (  # method and overrides of the wire
@@ -59,14 +60,14 @@ def cost(config: Config, method: str, road: str = "codec=float32", classes: int 
         return Cost(adapters.count(update), weighed(pack(update, coding(way).differences, generator(0)), {"recipe": config.recipe.to_json()}))
     size, bits = adapters.count(update), way.seal.bits
     total = sealed.Total(tuple((k, bytes(sealed.NONCE)) for k in range(10)), np.zeros(sealed.size(size, bits), np.uint8))
-    facts = {"run": "demo-20260101-000000-000000-s0", "round": 2, "since": 1, "upto": 1}
+    facts = {"round": 2, "since": 1, "upto": 1}
     return Cost(size, weighed(pack(sealed.named("00001", total), octets()), facts))
 
 
 def weighed(packed: Packed, facts: dict[str, Any]) -> Entry:
     """The ledger entry of a message with this adapter."""
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # a message wants an identity
-    message = Message(to_content({"round": 1, **facts}, packed), dst_node_id=1, message_type="train", group_id="1")
+    message = Message(to_content({**MARK, **facts}, packed), dst_node_id=1, message_type="train", group_id="1")
     return entry("train", "down", packed.header, serialised_bytes(message))
 
 

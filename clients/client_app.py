@@ -66,8 +66,8 @@ def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) 
             facts, packed = {"behind": True}, None
         except EXPECTED as error:
             log.error("%s", error)
-            says = error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)  # its own text names a file
-            facts, packed = {"error": without_paths(says, config), "client": index}, None
+            says = unnamed(error, config) if isinstance(error, OSError) else without_paths(str(error), config)
+            facts, packed = {"error": says, "client": index}, None
         except Exception as error:
             log.exception("a fault inside")
             facts, packed = {"error": f"it failed inside ({type(error).__name__}); look at its log", "client": index}, None
@@ -112,6 +112,12 @@ def without_paths(text: str, config: Config | None) -> str:
     text = re.sub(r"""(['"])[^'"]*/[^'"]*\1""", "<path>", text)
     text = re.sub(r"(<[\w.]+>)/\S*", r"\1/...", text)
     return re.sub(r"(?<![\w.~<>:/])~?(/[\w.~+@-]+){2,}/?", "<path>", text)
+
+
+def unnamed(error: OSError, config: Config | None) -> str:
+    """What went wrong with a file, and in which setting's place, but not the file: its name may be a person's."""
+    place = without_paths(str(error.filename), config).partition("/")[0] if error.filename else ""
+    return (f"{place}: " if place.startswith("<") else "") + (error.strerror or type(error).__name__)
 
 
 @app.query()

@@ -243,14 +243,15 @@ def test_a_client_that_lost_its_base_says_so_and_is_sent_all_of_it(home, tmp_pat
         folder = Drawer(client.config.state, run, client.index).folder
         if len(calls) == 13:  # three clients train and are evaluated, twice: round 3 begins
             files = sorted(folder.parent.rglob("base-*.safetensors"))
-            assert len(files) == 3
-            for file in files if lose == "all" else files[:1]:
-                if lose == "damage":
+            assert [file.name for file in files] == 3 * ["base-00001.safetensors", "base-00002.safetensors"]
+            if lose == "damage":
+                for file in files[:2]:
                     file.write_bytes(b"damaged")
-                elif lose == "older":
-                    file.rename(file.with_name("base-00001.safetensors"))
-                else:
-                    shutil.rmtree(file.parent)
+            elif lose == "older":
+                files[1].unlink()
+            else:
+                for place in {file.parent for file in (files if lose == "all" else files[:1])}:
+                    shutil.rmtree(place)
         return settle(client, received, run, span)
 
     monkeypatch.setattr(local, "settle", careless)

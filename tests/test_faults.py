@@ -80,7 +80,7 @@ def test_a_record_of_what_was_refused_is_kept_and_names_no_path(home, tmp_path, 
     rows = [json.loads(line) for line in next(tmp_path.glob("demo-*/rounds.jsonl")).read_text().splitlines()]
     assert [[(r["client"], r["code"]) for r in row["refused"]] for row in rows] == [[(1, "client_error")], [(2, "client_error")]]
     assert rows[0]["refused"][0]["reason"] == "it failed inside (RuntimeError); look at its log" and [row["cohort"] for row in rows] == [[0, 2], [0, 1]]
-    assert rows[1]["refused"][0]["reason"] == "No such file or directory" and summary["refused"] == {"client_error": 2}
+    assert rows[1]["refused"][0]["reason"] == "<output>: No such file or directory" and summary["refused"] == {"client_error": 2}
     said = capsys.readouterr().out
     assert "round 1: left out (client_error): client 1: it failed inside" in said and "7.png" not in said and "Mary" not in said
 

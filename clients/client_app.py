@@ -28,7 +28,6 @@ from fl.keys import KeyFileError
 from fl.learn import TrainingError
 from fl.models import WeightsError
 from fl.provenance import ROOT
-from fl.recipe import Recipe
 from fl.wire.coding import WHOLE, coding
 from fl.wire.flat import Packed, WireError, pack
 from fl.wire.masks import SealError

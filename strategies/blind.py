@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from itertools import chain
-from typing import Any, Callable, Generator, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Generator, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch

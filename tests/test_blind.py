@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import first
-from test_simulation import by_flower, by_loop, equal, home, result, settings  # noqa: F401
+from test_simulation import by_flower, by_loop, equal, home, settings  # noqa: F401
 
 from clients import blind as client_side
 from clients import local
 from clients.state import Drawer
 from fl.adapter import norm, ride, sub
 from fl.config import ConfigError, load
-from fl.journal import Journal
 from fl.keys import SharedKey
 from fl.tree import named, nested
-from fl.wire.flat import WireError, pack, unpack
+from fl.wire.flat import pack, unpack
 from fl.wire.locked import lock, unlock
 from fl.wire.masks import SealError, Terms, encoded
 from fl.wire.octets import octets

@@ -16,7 +16,7 @@ import torch
 from conftest import first
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.error import Error
-from test_simulation import by_flower, home, result, settings  # noqa: F401
+from test_simulation import by_flower, home, settings  # noqa: F401
 
 from clients import gate, local
 from clients.client_app import app as client_app
@@ -32,7 +32,6 @@ from simulations.audit.broken import FAULTS
 from simulations.launch import engine
 from strategies.flower import answer_of
 from strategies.rollcall import RollCallError
-from strategies.server_app import app as server_app
 from strategies.talk import QuorumLost, RunFailed
 
 CODE = {

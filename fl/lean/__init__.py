@@ -1,6 +1,7 @@
 """The lean step: the timm model's function of the same parameters with less work, one idea a file.
 
     merged.py       LoRA added into its layer for the step, with a backward that forms thin gradients alone
+    packed.py       frozen weights laid out once as a CPU's product reads them
     attention.py    attention with its own backward, plain or fused
     heap.py         freed memory kept for the next step
     table.py        crop, flip and cipher composed into one gather
@@ -21,6 +22,7 @@ from torch.nn.functional import gelu, layer_norm, linear
 
 from fl.lean.attention import ATTENTIONS, Attention, one_query
 from fl.lean.merged import MergedQKV, WholeQKV
+from fl.lean.packed import Frozen
 from fl.models import Forward, WeightsError
 from fl.models.lora import LoRAqv
 
@@ -31,10 +33,10 @@ class Block(NamedTuple):
     norm1: nn.LayerNorm
     qkv: MergedQKV | WholeQKV
     heads: int
-    proj: nn.Linear
+    proj: Frozen
     norm2: nn.LayerNorm
-    fc1: nn.Linear
-    fc2: nn.Linear
+    fc1: Frozen
+    fc2: Frozen
 
 
 def lean(model: nn.Module, precision: str, attention: str) -> Forward:
@@ -57,14 +59,15 @@ def lean(model: nn.Module, precision: str, attention: str) -> Forward:
         for block in blocks[:-1]:
             x = _whole(block, x, attend)
         x = _norm(model.norm, _last(blocks[-1], x))
-        return _linear(model.head, x.float())
+        return model.head(x.float())
 
     return forward
 
 
 def _block(block: nn.Module, dtype: torch.dtype) -> Block:
     qkv = MergedQKV(block.attn.qkv, dtype) if isinstance(block.attn.qkv, LoRAqv) else WholeQKV(block.attn.qkv)
-    return Block(block.norm1, qkv, block.attn.num_heads, block.attn.proj, block.norm2, block.mlp.fc1, block.mlp.fc2)
+    proj, fc1, fc2 = map(Frozen, (block.attn.proj, block.mlp.fc1, block.mlp.fc2))
+    return Block(block.norm1, qkv, block.attn.num_heads, proj, block.norm2, fc1, fc2)
 
 
 def _embed(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,23 +81,17 @@ def _embed(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _whole(block: Block, x: Tensor, attend: Attention) -> Tensor:
-    x = x + _linear(block.proj, attend(block.qkv.all(_norm(block.norm1, x)), block.heads))
-    return x + _mlp(block, x)
+    return _mlp(block, block.proj(attend(block.qkv.all(_norm(block.norm1, x)), block.heads), x))
 
 
 def _last(block: Block, x: Tensor) -> Tensor:
     """The last block for the class token: (n, N, d) -> (n, d)."""
     h, x = _norm(block.norm1, x), x[:, 0]
-    x = x + _linear(block.proj, one_query(block.qkv.query(h[:, 0]), block.qkv.key_value(h), block.heads))
-    return x + _mlp(block, x)
+    return _mlp(block, block.proj(one_query(block.qkv.query(h[:, 0]), block.qkv.key_value(h), block.heads), x))
 
 
 def _mlp(block: Block, x: Tensor) -> Tensor:
-    return _linear(block.fc2, gelu(_linear(block.fc1, _norm(block.norm2, x))))
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+    return block.fc2(gelu(block.fc1(_norm(block.norm2, x))), x)
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:

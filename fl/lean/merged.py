@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import linear
 
+from fl.lean.packed import product
 from fl.models.lora import LoRAqv
 
 
@@ -86,7 +87,7 @@ class _Merged(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, *factors)
         ctx.weight, ctx.places = weight, places  # a buffer that the next step writes, after this step's backward
-        return linear(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -105,5 +106,5 @@ class _Merged(torch.autograd.Function):
             grads[::2] = [scale * g for (_, scale), g in zip(ctx.places, da)]
         if any(needs[1::2]):
             inner = (rows_in @ torch.cat(a).T).split([len(t) for t in a], dim=1)  # x A^T of all factors in one pass over x
-            grads[1::2] = [scale * (rows_out[:, rows].T @ u).float() for (rows, scale), u in zip(ctx.places, inner)]
+            grads[1::2] = [scale * (u.T @ rows_out[:, rows]).T.float() for (rows, scale), u in zip(ctx.places, inner)]
         return dx, None, None, None, *grads

@@ -13,7 +13,7 @@ import re
 import shlex
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Callable, Literal, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -194,13 +194,18 @@ def build(part: dict[str, Any], **given: Any) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"_target_ must name a function that can be imported, got {part.get('_target_')!r}: {reason}") from None
-    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(builder)
     try:
-        return checked(**values)
+        return _contract(builder)(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(p) for p in first["loc"])
         raise ConfigError(f"{part['_target_']}: {name}: {first['msg']}, got {first['input']!r}") from None
+
+
+@lru_cache(maxsize=64)
+def _contract(builder: Callable[..., Any]) -> Callable[..., Any]:
+    """``builder`` behind its annotations; read once, since reading them takes longer than what most builders do."""
+    return validate_call(config=ConfigDict(arbitrary_types_allowed=True))(builder)
 
 
 def _explain(message: str, words: list[str]) -> str:

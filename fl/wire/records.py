@@ -7,13 +7,15 @@ its array is as long as the uint8 (n,) that it says it is, so that a lie reserve
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.supercore.inflatable.inflatable_object import InflatableObject, no_object_id_recompute
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.supercore.inflatable.inflatable_object import InflatableObject, add_header_to_object_body, no_object_id_recompute
 
 from fl.wire.flat import Packed, WireError
 
@@ -80,13 +82,22 @@ def packed_of(message: Message, most: int | None = None) -> Packed:
 
 def _octets(data: bytes, claimed: str) -> np.ndarray:
     """uint8 (n,), the content of ``data``, which is an .npy file that must be exactly this long. Raises ValueError and TypeError."""
-    stream = BytesIO(data)
-    if np.lib.format.read_magic(stream) != (1, 0) or claimed != "uint8":
+    size, start = _described(data[: 10 + int.from_bytes(data[8:10], "little")])
+    if claimed != "uint8" or size != len(data) - start:
+        raise ValueError("an array of another size or type than its bytes")
+    return np.frombuffer(data, np.uint8, offset=start).copy()  # aligned, and for torch to write on
+
+
+@lru_cache(maxsize=64)  # messages of a run have a few sizes, and NumPy reads each header as Python
+def _described(head: bytes) -> tuple[int, int]:
+    """The n of uint8 (n,) that an .npy header announces, and where its bytes begin. Raises ValueError and TypeError."""
+    stream = BytesIO(head)
+    if np.lib.format.read_magic(stream) != (1, 0):
         raise TypeError("another format")
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype != np.uint8 or len(shape) != 1 or shape[0] != len(data) - stream.tell():
-        raise ValueError("an array of another size or type than its bytes")
-    return np.frombuffer(data, np.uint8, offset=stream.tell()).copy()  # aligned, and for torch to write on
+    if dtype != np.uint8 or len(shape) != 1:
+        raise ValueError("an array of another type")
+    return shape[0], stream.tell()
 
 
 def serialised_bytes(message: Message) -> int:
@@ -96,4 +107,7 @@ def serialised_bytes(message: Message) -> int:
 
 
 def _bytes(part: InflatableObject) -> int:
+    if isinstance(part, ArrayChunk):  # without a copy of what it holds
+        size = len(part.data)
+        return len(add_header_to_object_body(b"", part)) - len("0") + len(str(size)) + size
     return len(part.deflate()) + sum(map(_bytes, (part.children or {}).values()))

@@ -9,7 +9,7 @@ An operation on a buffer costs one call; on 52 tensors it costs 52, which is mos
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Iterator, Mapping
 
 from torch import Tensor
@@ -23,7 +23,10 @@ class Flat(Mapping[str, Tensor]):
 
     def __init__(self, buffer: Tensor, layout: Layout) -> None:
         self.buffer, self.layout = buffer, layout
-        self._places = places(layout)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+        return places(self.layout)  # when a tensor is asked for: a server that adds buffers asks for none
 
     def __getitem__(self, name: str) -> Tensor:
         start, end, shape = self._places[name]

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Callable, Mapping, NamedTuple
 
 import numpy as np
+import torch
 from torch import Generator, Tensor
 
 from fl.adapter import Adapter, group, ordered
@@ -56,7 +57,7 @@ class Packed:
 
     def check(self) -> None:
         """Raise WireError unless the header can be read and describes the payload."""
-        described = sum(size for _, _, size in _rows(self.header))
+        described = _total(self.header)
         if self.payload.dtype != np.uint8 or self.payload.ndim != 1:
             raise WireError(f"a payload must be uint8 (n,), got {self.payload.dtype} {self.payload.shape}")
         if described != self.payload.size:
@@ -71,11 +72,18 @@ def pack(adapter: Adapter, codec: Codecs, stream: Generator | None = None) -> Pa
     """Encode every tensor (float32, any shape) and lay the results end to end; ``stream`` as in `Codec`."""
     if isinstance(adapter, Flat) and isinstance(codec, Codec) and codec.view:
         rows = tuple((name, shape, 4 * math.prod(shape)) for name, shape in adapter.layout)
-        return Packed(_header(rows), codec.encode(adapter.buffer).copy())
+        return Packed(_header(rows), aligned(codec.encode(adapter.buffer)))
     names = ordered(adapter)
     parts = [_of(codec, n).encode(adapter[n], stream) for n in names]
     rows = tuple((n, tuple(adapter[n].shape), p.nbytes) for n, p in zip(names, parts))
     return Packed(_header(rows), np.concatenate(parts) if parts else np.zeros(0, np.uint8))
+
+
+def aligned(octets: np.ndarray) -> np.ndarray:
+    """A copy of uint8 (n,) where torch would put it, at a multiple of 64 bytes: adding what lies elsewhere takes a tenth longer."""
+    copy = torch.empty(octets.shape, dtype=torch.uint8).numpy()
+    copy[:] = octets
+    return copy
 
 
 def packer(codec: Codec) -> Callable[[Adapter], Packed]:
@@ -153,6 +161,11 @@ def _rows_of(header: str) -> list[tuple[str, tuple[int, ...], int]]:
     if len({n for n, _, _ in rows}) != len(rows):
         raise WireError("a header must name each tensor once")
     return rows
+
+
+@lru_cache(maxsize=64)
+def _total(header: str) -> int:
+    return sum(size for _, _, size in _rows(header))
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import InflatableObject, add_header_to_object_body, no_object_id_recompute
 
-from fl.wire.flat import Packed, WireError
+from fl.wire.flat import Packed, WireError, aligned
 
 ADAPTER, FACTS, FLAT = "adapter", "facts", "flat"
 LONGEST = 2**16  # characters of facts; those of a roll call are the longest and have two thousand
@@ -85,7 +85,7 @@ def _octets(data: bytes, claimed: str) -> np.ndarray:
     size, start = _described(data[: 10 + int.from_bytes(data[8:10], "little")])
     if claimed != "uint8" or size != len(data) - start:
         raise ValueError("an array of another size or type than its bytes")
-    return np.frombuffer(data, np.uint8, offset=start).copy()  # aligned, and for torch to write on
+    return aligned(np.frombuffer(data, np.uint8, offset=start))
 
 
 @lru_cache(maxsize=64)  # messages of a run have a few sizes, and NumPy reads each header as Python

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import linear
 
-KNOWN = torch.backends.mkldnn.is_available() and all(
-    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
-)
+KNOWN: tuple[torch.dtype, ...] = ()  # in which this machine's torch can do so
+if torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, n) for n in ("_linear_pointwise", "_reorder_linear_weight")):
+    KNOWN = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 
 class Frozen:
@@ -25,7 +25,7 @@ class Frozen:
 
     def __init__(self, layer: nn.Linear) -> None:
         self.layer, weight = layer, layer.weight.detach()
-        self.packed = KNOWN and weight.device.type == "cpu" and not any(p.requires_grad for p in layer.parameters())
+        self.packed = _can(weight) and not any(p.requires_grad for p in layer.parameters())
         if self.packed:
             self.along, self.back = (torch.ops.mkldnn._reorder_linear_weight(w.contiguous()) for w in (weight, weight.T))
 
@@ -39,7 +39,7 @@ class Frozen:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     """x W^T + b + r without gradients: x (..., in), ``weight`` (out, in) packed or not, r (..., out)."""
-    if not (KNOWN and x.device.type == "cpu"):
+    if not _can(x):
         y = linear(x, weight, bias)
         return y if residual is None else y + residual
     rows = x.reshape(-1, x.shape[-1])
@@ -48,6 +48,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Ten
     else:
         y = torch.ops.mkldnn._linear_pointwise.binary(rows, residual.reshape(len(rows), -1), weight, bias, "add")
     return y.view(*x.shape[:-1], -1)
+
+
+def _can(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in KNOWN
 
 
 class _Frozen(torch.autograd.Function):

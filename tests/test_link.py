@@ -191,7 +191,7 @@ def test_a_difference_on_nothing_is_behind_and_a_codec_that_is_none_a_config_err
 
 @pytest.mark.parametrize(
     "more",
-    first(3, ["codec=int8", "codec=int4 +codec@codecs.patch_embed=low_rank", *(f"codec=int8 strategy={name}" for name in ("scaffold", "flora", "ffa_lora", "fedsa_lora", "hetlora +nodes.1.rank=2"))]),
+    first(2, ["codec=int8", "codec=int4 +codec@codecs.patch_embed=low_rank", *(f"codec=int8 strategy={name}" for name in ("scaffold", "flora", "ffa_lora", "fedsa_lora", "hetlora +nodes.1.rank=2"))]),
 )
 def test_compressed_flower_is_the_compressed_loop(home, tmp_path, more):  # noqa: F811
     words = ["fraction=0.6", "rounds=3", *more.split()]

@@ -232,6 +232,7 @@ def pictures(root: Path, seed: int, count: int, classes: tuple[str, ...] = ("ant
     return root
 
 
+@pytest.mark.slow
 def test_clients_with_pictures_of_their_own_agree_although_nothing_was_cut(home, tmp_path):
     names, more = [], "validation=0.25"
     for i, count in enumerate((8, 12)):

@@ -84,6 +84,7 @@ def test_alone_is_each_client_by_itself_round_after_round(home, tmp_path):
             torch.testing.assert_close(left[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_clients_own_model_is_what_is_scored(home, tmp_path):
     """Where nothing is shared the global model stays the guess that it was, and the personal ones learn."""
     more = "strategy=local_only method=linear data.train=600 rounds=4 recipe.epochs=3"
@@ -92,6 +93,7 @@ def test_the_clients_own_model_is_what_is_scored(home, tmp_path):
     assert last["personal"]["loss"] < 0.95 * last["loss"] and last["loss"] == rows(tmp_path)[0]["loss"]
 
 
+@pytest.mark.slow
 def test_the_patch_embedding_is_kept_in_plain_order(home, tmp_path):
     def left(out, *more: str) -> torch.Tensor:
         by_loop(home, out, "strategy=local_only", *more)

@@ -190,6 +190,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on(home, tmp_path, monkeypatch, ca
     assert len((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()) == 1  # the disk stayed full: nothing is half written
 
 
+@pytest.mark.slow
 def test_an_adapter_that_cannot_be_kept_fails_the_run_which_is_then_resumed_at_its_end(home, tmp_path, monkeypatch):
     real = durable.write
 

@@ -212,7 +212,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("kind", slow(RUNS, "blind", "public start"))
+@pytest.mark.parametrize("kind", slow(RUNS, "blind", "encrypted at rest", "public start"))
 def test_a_run_says_sends_and_keeps_no_secret(jane, sent, capfd, caplog, kind):
     caplog.set_level(logging.DEBUG)
     words = words_of(RUNS[kind])

@@ -94,7 +94,7 @@ def test_the_launcher_runs_the_same_apps_in_process_when_told_to(home, tmp_path,
     assert launch.main(["--clients", "3", *words, "+nodes.1.key=/missing"]) == 4 and "client 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", first(2, ["", "recipe.augment=true", "method=full", "method=ravan", "method=lora_sb"]))
+@pytest.mark.parametrize("more", first(1, ["", "recipe.augment=true", "method=full", "method=ravan", "method=lora_sb"]))
 def test_a_federation_of_lean_steps_is_one_of_plain_steps_to_rounding(home, tmp_path, more):
     sgd = f"precision=float32 recipe.optimizer=sgd recipe.momentum=0 {more}"
     (_, lean), (_, plain), (_, start) = (by_loop(home, tmp_path / n, sgd, c) for n, c in (("a", ""), ("b", "step=plain"), ("c", "recipe.lr={lora_a:0,lora_b:0,lora_r:0,head:0,patch_embed:0,backbone:0}")))
@@ -263,6 +263,7 @@ def test_clients_of_ranks_4_2_and_1_send_what_they_hold_and_make_one_model(home,
         assert row["diagnostics"]["modules"] == 4
 
 
+@pytest.mark.slow
 def test_a_rank_is_a_nodes_own_setting_and_one_that_the_strategy_cannot_use_ends_the_run_before_training(home, tmp_path):
     says = "fedavg gives all clients one rank, but client 1 has rank 2 and the run 4"
     with pytest.raises(ConfigError, match=says):
@@ -402,6 +403,7 @@ def test_every_shipped_model_sends_less_than_a_hundredth_by_default(home, tmp_pa
     assert result(tmp_path)[0]["ratio_to_full_fedavg"] < 0.01
 
 
+@pytest.mark.slow
 def test_the_loop_needs_neither_flower_nor_ray():
     script = "import sys, simulations.loop, simulations.compare; assert not {'flwr', 'ray'} & set(sys.modules), 'loaded'"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

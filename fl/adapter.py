@@ -65,11 +65,14 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda n: (_KINDS.index(group(n)), n))
 
 
-def flat(tensors: Mapping[str, Tensor]) -> Flat:
-    """A copy of the tensors in one buffer, detached, on their device; they are of one dtype."""
+def flat(tensors: Mapping[str, Tensor], lead: int = 0) -> Flat:
+    """A copy of the tensors in one buffer, detached, on their device; they are of one dtype.
+
+    Where their first ``lead`` (0 or 1) dimension is that of clients, it is the buffer's, too.
+    """
     names = ordered(tensors)
-    parts = [tensors[n].detach().reshape(-1) for n in names]
-    return Flat(torch.cat(parts) if parts else torch.zeros(0), tuple((n, tuple(tensors[n].shape)) for n in names))
+    parts = [tensors[n].detach().flatten(lead) for n in names]
+    return Flat(torch.cat(parts, dim=-1) if parts else torch.zeros(0), tuple((n, tuple(tensors[n].shape[lead:])) for n in names))
 
 
 def cut(adapter: Adapter, layout: Layout) -> Adapter | None:

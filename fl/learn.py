@@ -113,7 +113,9 @@ def _train(
     for step, (images, labels) in enumerate(batches):
         for part in optimizer.param_groups:
             part["lr"] = part["peak"] * schedule(recipe, step / total)
-        loss = gradients(model, forward, images, labels, grads.buffer.zero_)
+        loss = gradients(model, forward, images, labels, model.zero_grad if lead else grads.buffer.zero_)
+        if lead:  # torch wants a gradient (C, ...) in one piece, so it comes into its rows afterwards
+            torch.cat([trained[n].grad.flatten(1) for n in grads], dim=1, out=grads.buffer)
         if shift is not None:
             raw.add_(grads.buffer)
             grads.buffer.add_(shift)
@@ -194,16 +196,15 @@ def _batches(n: int, recipe: Recipe, stream: Generator) -> Iterator[Tensor]:
 
 
 def _gather(parameters: dict[str, nn.Parameter], lead: int) -> tuple[Flat, Flat, dict[str, list[nn.Parameter]]]:
-    """Move the parameters and their gradients into two buffers, of which they become views.
+    """Move the parameters and their gradients into two buffers, of which they become views; of C clients, the parameters alone.
 
-    Returns both and, for the optimiser, each group as one parameter with its gradient, or one of each client: a step is a call
-    a group.
+    Returns both buffers and, for the optimiser, each group as one parameter with its gradient, or as one of each client.
     """
     values = flat(parameters, lead)
     grads = Flat(torch.zeros_like(values.buffer), values.layout)
     groups, end = {}, 0
     for name in values:
-        parameters[name].data, parameters[name].grad = values[name], grads[name]
+        parameters[name].data, parameters[name].grad = values[name], None if lead else grads[name]
     for name in GROUPS:
         start, end = end, end + sum(math.prod(shape) for n, shape in values.layout if group(n) == name)
         if end > start:

@@ -5,8 +5,8 @@ Going from one client to the next writes the small tensors that train, and nothi
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import Callable, NamedTuple
 
 import torch
 from torch import nn
@@ -26,12 +26,13 @@ from fl.wire.flat import float32_bytes
 class Workbench(NamedTuple):
     """A model that the clients of one process share, how it is computed, its public backbone, and what trains at the start.
 
-    ``forward`` computes ``model``, as ``speed`` says in words; ``backbone`` is a digest, ``full_bytes`` what a message with
+    ``forward`` computes ``model``, as ``speed`` says in words and ``computed`` would any like it; ``backbone`` is a digest, ``full_bytes`` what a message with
     every parameter would cost. ``start`` is in plain order: public values, a function of backbone and seed.
     """
 
     model: nn.Module
     forward: Forward
+    computed: Callable[[nn.Module], Forward]
     speed: str
     backbone: str
     full_bytes: int
@@ -55,10 +56,8 @@ def workbench(config: Config, key: SharedKey, classes: int) -> Workbench:
     model.to(device)
     if config.step == "lean":
         keep_freed_memory()
-        forward = lean(model, precision, attention)
-    else:
-        forward = plain(model, precision, attention)
-    return Workbench(model, forward, f"{config.step} step, {precision}, {attention} attention", backbone, full_bytes, start)
+    computed = partial(lean if config.step == "lean" else plain, precision=precision, attention=attention)
+    return Workbench(model, computed(model), computed, f"{config.step} step, {precision}, {attention} attention", backbone, full_bytes, start)
 
 
 def _device(wish: str) -> torch.device:

@@ -96,6 +96,20 @@ def write(model: nn.Module, adapter: Mapping[str, Tensor]) -> None:
             parameter.copy_(adapter[name])
 
 
+def read_rows(model: nn.Module) -> list[Flat]:
+    """`read` of each of the C clients whose parameters in ``model`` are (C, ...)."""
+    copy = flat({n: p for n, p in model.named_parameters() if p.requires_grad}, lead=1)
+    return [Flat(row, copy.layout) for row in copy.buffer.cpu()]
+
+
+def write_rows(model: nn.Module, given: Sequence[Adapter]) -> None:
+    """`write` for each of the C clients whose parameters in ``model`` are (C, ...). Raises ValueError as it does."""
+    rows = [flat(adapter) for adapter in given]
+    for row in rows:
+        check_like(row, rows[0])
+    write(model, Flat(torch.stack([row.buffer for row in rows]), rows[0].layout))
+
+
 @contextmanager
 def only(model: nn.Module, chosen: Sequence[Group]) -> Iterator[None]:
     """For a while, of the parameters that train let only those of the ``chosen`` groups do so; none chosen means all."""

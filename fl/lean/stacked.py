@@ -27,19 +27,22 @@ GROUPS = ("lora_a", "lora_b", "lora_r", "patch_embed", "head")
 def stack(model: nn.Module, clients: int) -> nn.Module:
     """A copy of ``model`` for so many ``clients``: what trains is (C, ...), at first the model's C times, and the rest the model's own.
 
-    `fl.lean.lean` computes it, images (C, n, 3, h, w) to logits (C, n, classes). Raises WeightsError where more trains than
-    low-rank factors, patch embedding and head, and for factors that are not of one client's own.
+    `fl.lean.lean` computes it, images (C, n, 3, h, w) to logits (C, n, classes). Raises WeightsError as `check` does.
     """
-    wide = sorted({group(n) for n, p in model.named_parameters() if p.requires_grad} - set(GROUPS))
-    paths = {type(path) for layer in model.modules() if isinstance(layer, LoRAqv) for path in (layer.q, layer.v)}
-    if wide or paths - {LowRank, WithCore}:
-        got = ", ".join(wide or (path.__name__ for path in paths))
-        raise WeightsError(f"clients train together with method=lora_patch, melo, lora_sb or linear, got one that trains {got}; set together=1")
+    check(model)
     kept = {id(b): b for b in model.buffers()}
     for parameter in model.parameters():
         theirs = parameter.detach().expand(clients, *parameter.shape).clone() if parameter.requires_grad else None
         kept[id(parameter)] = parameter if theirs is None else nn.Parameter(theirs)
     return copy.deepcopy(model, kept)
+
+
+def check(model: nn.Module) -> None:
+    """Raise WeightsError where more trains than LoRA's factors, patch embedding and head, or where factors are of another kind."""
+    wide = sorted({group(n) for n, p in model.named_parameters() if p.requires_grad} - set(GROUPS))
+    paths = {type(path) for layer in model.modules() if isinstance(layer, LoRAqv) for path in (layer.q, layer.v)}
+    if strange := wide or sorted(path.__name__ for path in paths - {LowRank, WithCore}):
+        raise WeightsError(f"clients train together with method=lora_patch|melo|lora_sb|linear, got one that trains {', '.join(strange)}; set together=1")
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

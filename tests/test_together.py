@@ -186,7 +186,7 @@ def test_clients_with_different_numbers_of_images_do_not_train_together(tiny, fo
 SGD = "precision=float32 recipe.optimizer=sgd recipe.momentum=0"
 RUNS = [
     "", "strategy=scaffold", "blind=true seal.largest=200", "recipe.augment=true clients=5 data.train=203", "recipe.keep=[head]", "strategy=rolora",
-    "strategy=flora", "method=lora_sb strategy=fed_sb", "strategy=flexlora clients=5 data.train=200 +nodes.3.rank=2 +nodes.4.rank=2", "method=linear", "method=melo start=public",
+    "strategy=flora", "method=lora_sb", "strategy=flexlora clients=5 data.train=200 +nodes.3.rank=2 +nodes.4.rank=2", "method=linear", "method=melo start=public",
     "strategy=fedex_lora recipe.mu=0.1", "fraction=0.5 clients=6 data.train=240",
 ]  # fmt: skip
 

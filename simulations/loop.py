@@ -43,7 +43,10 @@ from strategies.talk import Answer, Question, QuorumLost, RunFailed, drive
 
 
 def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
-    """Run the federation that ``config`` describes and return its summary; ``train`` is how its clients do, as `local.train`."""
+    """Run the federation that ``config`` describes and return its summary; ``train`` is how its clients do, as `local.train`.
+
+    Of clients that train by `local.train` as many as ``config.together`` says do so at once, where they are alike.
+    """
     number = config.clients or 2
     nodes = [config.at_node(config.nodes.get(i, Node())) for i in range(number)]
     clients = [local.open_client(node, i, number) for i, node in enumerate(nodes)]
@@ -129,7 +132,7 @@ def blindly(config: Config, journal: Journal, clients: list[local.Client], rolls
     work = {"train": blind.ask, "evaluate": blind.evaluate, "report": blind.report}
 
     def reached(question: Question, i: int) -> Iterator[tuple[dict, tuple]]:
-        """What client i makes of the first message that it is not behind, and that message's facts."""
+        """The facts of the first message that client i is not behind, and what it makes of it; nothing where it is behind all."""
         for down, facts in question.messages[i]:
             ledger.append(entry(question.kind, "down", down.header, down.nbytes))
             try:
@@ -146,7 +149,8 @@ def blindly(config: Config, journal: Journal, clients: list[local.Client], rolls
             if trains and found:
                 here = [clients[i] for i in found]
                 trained = together.train(here, question.round, [asked[1:] for _, asked in found.values()], False, journal.run, train)
-                found = {i: (facts, blind.answer(clients[i], facts, asked, one)) for (i, (facts, asked)), one in zip(found.items(), trained)}
+                for (i, (facts, asked)), one in zip(list(found.items()), trained):
+                    found[i] = facts, blind.answer(clients[i], facts, asked, one)
             for i, (_, (said, up)) in found.items():
                 if up:
                     ledger.append(entry(question.kind, "up", up.header, up.nbytes))

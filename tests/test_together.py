@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import first
@@ -9,6 +11,7 @@ from test_lean import RATES, awake
 from test_pieces import backward_narrow
 from test_personal import rows
 from test_simulation import by_loop, equal, home, settings  # noqa: F401
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clients import together
 from fl.adapter import Adapter, group, norm, only, read, read_rows, sub, write, write_rows
@@ -168,6 +171,26 @@ def test_a_batch_that_memory_has_no_room_for_is_taken_in_pieces_of_each_client(t
     pieces = at_once(model, forty, STEP, [0, 1], narrow=lambda forward: backward_narrow(forward, 11, 1))
     assert apart(pieces, whole) <= 1e-5
     assert 10 in LARGEST["train"].values()
+
+
+class Calls(TorchDispatchMode):
+    """How often torch is called to compute something: on a GPU, launches."""
+
+    number = 0
+
+    def __torch_dispatch__(self, called, types, args=(), more=None):
+        self.number += not called.is_view
+        return called(*args, **(more or {}))
+
+
+def test_a_step_of_eight_clients_takes_hardly_more_calls_than_one_client_s(tiny, forty):
+    def calls(way, clients: int, epochs: int) -> int:
+        with Calls() as counted:
+            way(tiny(lora_patch(2)), forty, replace(EPOCHS["adamw"], epochs=epochs), list(range(clients)))
+        return counted.number
+
+    one, eight = (calls(way, n, 2) - calls(way, n, 1) for way, n in ((alone, 1), (at_once, 8)))
+    assert one < eight < 1.3 * one  # the order of the images, and what is drawn for them, is each client's
 
 
 @pytest.mark.parametrize("method, says", [(full(), "trains backbone"), (ravan(2, 3), "trains Heads")], ids=["full", "ravan"])

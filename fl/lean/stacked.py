@@ -25,24 +25,23 @@ GROUPS = ("lora_a", "lora_b", "lora_r", "patch_embed", "head")
 
 
 def stack(model: nn.Module, clients: int) -> nn.Module:
-    """A copy of ``model`` for so many ``clients``: what trains is (C, ...), at first the model's C times, and the rest the model's own.
+    """A copy of ``model`` for so many ``clients``: what trains is (C, ...), at first C times the model's; the rest is shared.
 
     `fl.lean.lean` computes it, images (C, n, 3, h, w) to logits (C, n, classes). Raises WeightsError as `check` does.
     """
     check(model)
-    kept = {id(b): b for b in model.buffers()}
-    for parameter in model.parameters():
-        theirs = parameter.detach().expand(clients, *parameter.shape).clone() if parameter.requires_grad else None
-        kept[id(parameter)] = parameter if theirs is None else nn.Parameter(theirs)
-    return copy.deepcopy(model, kept)
+    shared = {id(t): t for t in (*model.buffers(), *model.parameters())}
+    own = {id(p): nn.Parameter(p.detach().expand(clients, *p.shape).clone()) for p in model.parameters() if p.requires_grad}
+    return copy.deepcopy(model, shared | own)  # which takes what is in its memo for copied
 
 
 def check(model: nn.Module) -> None:
-    """Raise WeightsError where more trains than LoRA's factors, patch embedding and head, or where factors are of another kind."""
+    """Raise WeightsError where more trains than LoRA's factors, patch embedding and head, or factors are of another kind."""
     wide = sorted({group(n) for n, p in model.named_parameters() if p.requires_grad} - set(GROUPS))
     paths = {type(path) for layer in model.modules() if isinstance(layer, LoRAqv) for path in (layer.q, layer.v)}
     if strange := wide or sorted(path.__name__ for path in paths - {LowRank, WithCore}):
-        raise WeightsError(f"clients train together with method=lora_patch|melo|lora_sb|linear, got one that trains {', '.join(strange)}; set together=1")
+        must = "clients train together with method=lora_patch|melo|lora_sb|linear"
+        raise WeightsError(f"{must}, got one that trains {', '.join(strange)}; set together=1")
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

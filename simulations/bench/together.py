@@ -17,6 +17,7 @@ from fl.lean.choose import choose
 from fl.lean.heap import keep_freed_memory
 from fl.lean.stacked import stack
 from fl.learn import Course, fit, fit_together
+from fl.models.demo import NAME, SHAPE
 from fl.models.lora_patch import lora_patch
 from fl.models.vit import vit
 from fl.provenance import processor
@@ -41,10 +42,11 @@ CASES = (Case(8, 4), Case(8, 8), Case(4, 16))
 
 
 def run(options: Options) -> Iterator[Section]:
-    """A table for the small ViT, and on a GPU one for ViT-Tiny."""
+    """A table for the demo's model and one for the small ViT, and on a GPU one for ViT-Tiny."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    models = {"ViT 32/4, width 192, 6 blocks": SMALL} | ({"ViT-Tiny/16 at 224": TINY} if gpu else {})
+    demo = {"name": NAME, "image": 32, "patch": 8, **SHAPE}
+    models = {"the demo's ViT 32/8, width 64, 3 blocks": demo, "ViT 32/4, width 192, 6 blocks": SMALL} | ({"ViT-Tiny/16 at 224": TINY} if gpu else {})
     return (compare(title, shape, device, options.pairs) for title, shape in models.items())
 
 
@@ -57,7 +59,8 @@ def compare(title: str, shape: dict, device: torch.device, pairs: int) -> Sectio
             seconds = race({"alone": alone, "at once": at_once}, pairs, time.perf_counter if gpu else time.process_time)
             gain, images = faster(seconds, "at once", "alone"), clients * batch * STEPS
             check = Check(gain.median if gpu else None, ">=", 3, "x one by one on a GPU")
-            rows.append(Row(f"{clients} clients x batch {batch}, {precision}", rate(seconds, "at once", images), "img/s", gain, checks=(check,)))
+            name = f"{clients} clients x batch {batch}, {precision}"
+            rows.append(Row(name, rate(seconds, "at once", images), "img/s", gain, checks=(check,)))
     return Section("together", f"{title}, {processor(device)}", "one by one", rows)
 
 

@@ -28,7 +28,7 @@ class Flat(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         start, end, shape = self._places[name]
-        return self.buffer[..., start:end].view(*self.buffer.shape[:-1], *shape)
+        return self.buffer[..., start:end].view((*self.buffer.shape[:-1], *shape))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 import torch
@@ -53,14 +53,31 @@ class Standing(NamedTuple):
     told: Tensor
 
 
-def train(client: local.Client, facts: Mapping[str, Any], packed: Packed, work: Callable = local.train) -> Answer:
-    """Follow the sums, train as the strategy asks, and seal the difference; ``work`` is how, as `local.train`."""
-    config, run, round = client.config, str(facts["run"]), int(facts["round"])
+class Asked(NamedTuple):
+    """What a client is to train in a round, and from where."""
+
+    standing: Standing
+    recipe: Recipe
+    given: Adapter
+
+
+def train(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Answer:
+    """Follow the sums, train as the strategy asks, and seal the difference."""
+    asked = ask(client, facts, packed)
+    return answer(client, facts, asked, local.train(client, int(facts["round"]), asked.recipe, asked.given, False, str(facts["run"])))
+
+
+def ask(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Asked:
+    """Follow the sums to what the strategy asks."""
     standing = stand(client, facts, packed)
-    recipe, given = orders(strategy_of(config), config, standing.state, round, info(client))
-    update, examples, metrics = work(client, round, recipe, given, False, run)
-    weight = examples / config.seal.largest
-    values = flat(update, units(standing, recipe, config, weight))
+    return Asked(standing, *orders(strategy_of(client.config), client.config, standing.state, int(facts["round"]), info(client)))
+
+
+def answer(client: local.Client, facts: Mapping[str, Any], asked: Asked, trained: local.Trained) -> Answer:
+    """Seal what came of the training."""
+    config, (update, examples, metrics) = client.config, trained
+    run, round, weight = str(facts["run"]), int(facts["round"]), examples / config.seal.largest
+    values = flat(update, units(asked.standing, asked.recipe, config, weight))
     chance = None if config.seal.bits == 32 else np.random.default_rng(derive(config.seed, "seal", round, client.index))
     sealed = seal(client.key, run, round, client.index, values, examples, metrics["loss"], terms(client), chance)
     return {}, packed_of(sealed)

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 
 from clients import blind, carried, gate, link, local
 from clients.carried import CONTROL, PERSONAL, Behind
+from clients.keepsakes import keepsakes
 from clients.state import StateError
 from fl.adapter import Adapter
 from fl.config import Config, ConfigError, Node, load, node
@@ -131,7 +132,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
         return {}, pack(client.bench.start, WHOLE)
     run = str(wish.get("run", ""))
     if client.index == 0 and re.fullmatch(r"[a-z0-9_-]+", run):
-        local.keepsakes(client, Path(client.config.output).expanduser() / run)
+        keepsakes(client, Path(client.config.output).expanduser() / run)
     return local.roll(client), None
 
 

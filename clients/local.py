@@ -6,13 +6,11 @@ order; `_absorb` permutes its patch-embedding columns by the key, and `_release`
 
 from __future__ import annotations
 
-import json
-import secrets
 import time
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -23,19 +21,22 @@ from clients.shelf import Shelf
 from clients.state import Drawer
 from clients.workbench import Workbench, workbench
 from fl import adapter as adapters
-from fl import durable, keys
+from fl import keys
 from fl.adapter import PATCH_EMBED, Adapter
 from fl.ciphers import Cipher
 from fl.config import Config, ConfigError, build
 from fl.datasets import Examples
-from fl.datasets.images import augment, resize, save_rows
+from fl.datasets.images import augment, resize
 from fl.lean.table import gathering
-from fl.learn import Prepare, Score, evaluate, fit
+from fl.learn import Course, Fitted, Prepare, Score, evaluate, fit
 from fl.models import fold
 from fl.models.lora import rebase, take_rank
 from fl.provenance import code_digest, versions
 from fl.randomness import generator
 from fl.recipe import Recipe
+
+Trained = tuple[Adapter, int, dict[str, float]]
+"""The difference of what trained and is sent from where it started, in plain order; the number of images; metrics."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,42 +139,61 @@ def settle(client: Client, received: Adapter, run: str = "", span: Sequence[int]
     return {**own, **adapters.ride("control", control)} if steps else received
 
 
-def train(
-    client: Client, round: int, recipe: Recipe, received: Adapter, scored: bool = False, run: str = ""
-) -> tuple[Adapter, int, dict[str, float]]:
+class Task(NamedTuple):
+    """Where one round of a client's training starts, in cipher order, what it reads, and the client's control variate."""
+
+    start: Adapter
+    course: Course
+    variate: Adapter
+
+
+def train(client: Client, round: int, recipe: Recipe, received: Adapter, scored: bool = False, run: str = "") -> Trained:
     """Train from ``received`` as ``recipe`` asks; what is to outlive the round is kept under the name of the ``run``.
 
-    Returns the difference of what trained and is sent from where it started, in plain order, the number of images, and
-    metrics: loss, steps, seconds, and where the client's own model is to be ``scored`` on its shard own_loss, own_correct,
+    Metrics are loss, steps, seconds, and where the client's own model is to be ``scored`` on its shard own_loss, own_correct,
     own_examples.
     """
-    began = time.monotonic()
-    drawer = client.drawer(run)
-    given = adapters.apart(received)
-    start = _put(client, carried.start(drawer, round, recipe, client.bench.start, given.own))
+    began, bench, task = time.monotonic(), client.bench, begin(client, round, recipe, received, run)
+    put(client, task.start)
+    examples, stream, prepare, correction = task.course
+    with adapters.only(bench.model, recipe.groups):
+        fitted = fit(bench.model, examples, recipe, stream, prepare, bench.forward, correction)
+    fold(bench.model)
+    update, size, metrics = end(client, round, recipe, task, fitted, adapters.read(bench.model), run)
+    metrics["seconds"] = time.monotonic() - began
+    return update, size, metrics | (own_score(client) if scored else {})
+
+
+def begin(client: Client, round: int, recipe: Recipe, received: Adapter, run: str) -> Task:
+    """What a round of training needs; the model is not touched."""
+    drawer, given = client.drawer(run), adapters.apart(received)
+    start = _absorb(client, carried.start(drawer, round, recipe, client.bench.start, given.own))
     variate = carried.variate(drawer, round, given.control) if recipe.control else {}
     correction = _absorb(client, {n: c - variate[n] for n, c in recipe.sent(given.control).items()}) if recipe.control else None
-    stream = generator(client.config.seed, "train", round, client.index)
-    with adapters.only(client.bench.model, recipe.groups):
-        images, prepare = (client.plain, client.augmented) if recipe.augment else (client.train, None)
-        fitted = fit(client.bench.model, images, recipe, stream, prepare, client.bench.forward, correction)
-        fold(client.bench.model)
-        trained = adapters.read(client.bench.model)
-    update = recipe.sent(_release(client, adapters.sub(trained, adapters.part(start, recipe.groups))))
+    images, prepare = (client.plain, client.augmented) if recipe.augment else (client.train, None)
+    return Task(start, Course(images, generator(client.config.seed, "train", round, client.index), prepare, correction), variate)
+
+
+def end(client: Client, round: int, recipe: Recipe, task: Task, fitted: Fitted, whole: Adapter, run: str) -> Trained:
+    """What is answered of the ``whole`` model, as training left it; of that what is to outlive the round is kept."""
+    drawer, (trained, start) = client.drawer(run), (adapters.part(a, recipe.groups) for a in (whole, task.start))
+    update = recipe.sent(_release(client, adapters.sub(trained, start)))
     if recipe.keep:
-        carried.leave(drawer, round, recipe, _release(client, adapters.read(client.bench.model)))
+        carried.leave(drawer, round, recipe, _release(client, whole))
     if recipe.control:
-        update = {**update, **carried.renew(drawer, round, variate, recipe.sent(_release(client, fitted.gradient)), client.of)}
-    metrics = {"loss": fitted.loss, "steps": fitted.steps, "seconds": time.monotonic() - began}
-    if scored:
-        own = evaluate(client.bench.model, client.held, client.bench.forward)
-        metrics |= {f"own_{name}": value for name, value in own._asdict().items()}
-    return update, client.holdings.train.size, metrics
+        update = {**update, **carried.renew(drawer, round, task.variate, recipe.sent(_release(client, fitted.gradient)), client.of)}
+    return update, client.holdings.train.size, {"loss": fitted.loss, "steps": fitted.steps}
+
+
+def own_score(client: Client) -> dict[str, float]:
+    """The model as it stands, on the client's own shard."""
+    own = evaluate(client.bench.model, client.held, client.bench.forward)
+    return {f"own_{name}": value for name, value in own._asdict().items()}
 
 
 def score(client: Client, received: Adapter) -> Score:
     """Evaluate the adapter on the client's own encrypted shard."""
-    _put(client, received)
+    put(client, _absorb(client, received))
     return evaluate(client.bench.model, client.held, client.bench.forward)
 
 
@@ -204,29 +224,10 @@ def roll(client: Client) -> dict:
     }
 
 
-def keepsakes(client: Client, folder: Path) -> None:
-    """Write what only a client knows: ``preview.png``, eight images plain above encrypted, ``split.json``, ``classes.json``.
-
-    The picture is encrypted with a key made for it and forgotten: a plain and an encrypted image together give the key. Where
-    pictures lie encrypted on the disk, no plain one is put there. Who holds a part of the source alone knows no whole split.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    side, block = client.config.model["image"], client.config.model["patch"]
-    if not client.holdings.encrypted:
-        images = resize(client.plain.images[:8], side)
-        throwaway = build(client.config.cipher, key=keys.SharedKey(secrets.token_bytes(32)), block=block)
-        save_rows([images, throwaway.encrypt(images)], folder / "preview.png", zoom=max(1, 96 // side))
-    if client.holdings.split:
-        client.holdings.split.save(folder / "split.json")
-    durable.write(folder / "classes.json", json.dumps(client.holdings.classes))
-
-
-def _put(client: Client, received: Adapter) -> Adapter:
-    """Set the model, at the rank of what was ``received``. Returns the adapter as the model holds it."""
-    start = _absorb(client, received)
-    take_rank(client.bench.model, start)
-    adapters.write(client.bench.model, start)
-    return start
+def put(client: Client, adapter: Adapter) -> None:
+    """Set the model, at the rank of the ``adapter``, which is in cipher order."""
+    take_rank(client.bench.model, adapter)
+    adapters.write(client.bench.model, adapter)
 
 
 def _absorb(client: Client, adapter: Adapter) -> Adapter:

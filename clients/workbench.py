@@ -5,8 +5,8 @@ Going from one client to the next writes the small tensors that train, and nothi
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import Callable, NamedTuple
 
 import torch
 from torch import nn
@@ -14,10 +14,12 @@ from torch import nn
 from fl import adapter as adapters
 from fl.adapter import PATCH_EMBED, Adapter
 from fl.config import Config, ConfigError, build
+from fl.flat import Layout
 from fl.keys import SharedKey
 from fl.lean import lean
 from fl.lean.choose import choose
 from fl.lean.heap import keep_freed_memory
+from fl.lean.stacked import stack
 from fl.learn import plain
 from fl.models import Forward
 from fl.wire.flat import float32_bytes
@@ -26,12 +28,15 @@ from fl.wire.flat import float32_bytes
 class Workbench(NamedTuple):
     """A model that the clients of one process share, how it is computed, its public backbone, and what trains at the start.
 
-    ``forward`` computes ``model``, as ``speed`` says in words; ``backbone`` is a digest, ``full_bytes`` what a message with
-    every parameter would cost. ``start`` is in plain order: public values, a function of backbone and seed.
+    ``forward`` computes ``model``, as ``speed`` says in words. ``stacked(clients, layout)`` is a stack of so many clients on it,
+    its trained parameters lying as in ``layout``, which ``model`` has by then, and its forward. ``backbone`` is a digest,
+    ``full_bytes`` what a message with every parameter would cost. ``start`` is in plain order: public values, a function of
+    backbone and seed.
     """
 
     model: nn.Module
     forward: Forward
+    stacked: Callable[[int, Layout], tuple[nn.Module, Forward]]
     speed: str
     backbone: str
     full_bytes: int
@@ -55,10 +60,14 @@ def workbench(config: Config, key: SharedKey, classes: int) -> Workbench:
     model.to(device)
     if config.step == "lean":
         keep_freed_memory()
-        forward = lean(model, precision, attention)
-    else:
-        forward = plain(model, precision, attention)
-    return Workbench(model, forward, f"{config.step} step, {precision}, {attention} attention", backbone, full_bytes, start)
+    computed = partial(lean if config.step == "lean" else plain, precision=precision, attention=attention)
+
+    @lru_cache(maxsize=2)  # a company of clients, and one for those who are left over
+    def stacked(clients: int, layout: Layout) -> tuple[nn.Module, Forward]:
+        several = stack(model, clients)
+        return several, computed(several)
+
+    return Workbench(model, computed(model), stacked, f"{config.step} step, {precision}, {attention} attention", backbone, full_bytes, start)
 
 
 def _device(wish: str) -> torch.device:

@@ -65,11 +65,14 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda n: (_KINDS.index(group(n)), n))
 
 
-def flat(tensors: Mapping[str, Tensor]) -> Flat:
-    """A copy of the tensors in one buffer, detached, on their device; they are of one dtype."""
+def flat(tensors: Mapping[str, Tensor], lead: int = 0) -> Flat:
+    """A copy of the tensors in one buffer, detached, on their device; they are of one dtype.
+
+    Where their first ``lead`` (0 or 1) dimension is that of clients, it is the buffer's, too.
+    """
     names = ordered(tensors)
-    parts = [tensors[n].detach().reshape(-1) for n in names]
-    return Flat(torch.cat(parts) if parts else torch.zeros(0), tuple((n, tuple(tensors[n].shape)) for n in names))
+    parts = [tensors[n].detach().flatten(lead) for n in names]
+    return Flat(torch.cat(parts, dim=-1) if parts else torch.zeros(0), tuple((n, tuple(tensors[n].shape[lead:])) for n in names))
 
 
 def cut(adapter: Adapter, layout: Layout) -> Adapter | None:
@@ -91,6 +94,20 @@ def write(model: nn.Module, adapter: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(adapter[name])
+
+
+def read_rows(model: nn.Module) -> list[Flat]:
+    """`read` of each of the C clients whose parameters in ``model`` are (C, ...)."""
+    copy = flat({n: p for n, p in model.named_parameters() if p.requires_grad}, lead=1)
+    return [Flat(row, copy.layout) for row in copy.buffer.cpu()]
+
+
+def write_rows(model: nn.Module, given: Sequence[Adapter]) -> None:
+    """`write` for each of the C clients whose parameters in ``model`` are (C, ...). Raises ValueError as it does."""
+    rows = [flat(adapter) for adapter in given]
+    for row in rows:
+        check_like(row, rows[0])
+    write(model, Flat(torch.stack([row.buffer for row in rows]), rows[0].layout))
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class Config(BaseModel):
     engine: Literal["ray", "inprocess"]        # what simulations.launch drives
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int = Field(ge=1)
+    together: int = Field(ge=1)                # clients that the plain loop trains at once
     keep: float = Field(ge=0)                  # gigabytes of prepared images that a worker process keeps
     wait: float = Field(gt=0, allow_inf_nan=False)      # seconds for all nodes to come
     timeout: float = Field(gt=0, allow_inf_nan=False)   # seconds without any answer in a round
@@ -114,6 +115,8 @@ class Config(BaseModel):
                 raise ValueError(f"a rank of one's own needs a method with ranks, got rank={rank}; choose method=lora_patch")
             if rank and isinstance(largest, int) and rank > largest:
                 raise ValueError(f"method.rank is the run's largest rank, got {largest} and a client's {rank=}; raise method.rank")
+        if self.together > 1 and self.step != "lean":
+            raise ValueError(f"together needs step=lean, got together={self.together} and step={self.step}; set together=1")
         if self.evaluate_on == "validation" and not self.validation:
             raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")
         return self

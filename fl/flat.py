@@ -3,7 +3,8 @@
     buffer      0 .......... 768 ........ 1536 ................ 148,992
     tensors     |  q.lora_a   |  v.lora_a  |  patch_embed.proj  |        by (group, name): each group is one slice
 
-An operation on a buffer costs one call; on 52 tensors it costs 52, which is most of the time of adding small adapters.
+An operation on a buffer costs one call; on 52 tensors it costs 52, which is most of the time of adding small adapters. Of C
+clients that train together the buffer is (C, n), a row each, and a tensor (C, ...).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Layout = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class Flat(Mapping[str, Tensor]):
-    """An adapter whose tensors are views of one ``buffer`` (n,), laid out by ``layout``; made when they are asked for."""
+    """An adapter whose tensors are views of one ``buffer`` (n,) or (C, n), laid out by ``layout``; made when they are asked for."""
 
     def __init__(self, buffer: Tensor, layout: Layout) -> None:
         self.buffer, self.layout = buffer, layout
@@ -30,7 +31,7 @@ class Flat(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         start, end, shape = self._places[name]
-        return self.buffer[start:end].view(shape)
+        return self.buffer[..., start:end].view((*self.buffer.shape[:-1], *shape))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -1,11 +1,11 @@
-"""The only training loop, and the only evaluation loop."""
+"""The only training loop, for one client or for several at once, and the only evaluation loop."""
 
 from __future__ import annotations
 
 import math
 import time
 from contextlib import nullcontext
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -42,6 +42,24 @@ class Score(NamedTuple):
     examples: int
 
 
+class Course(NamedTuple):
+    """What one client trains on; ``stream`` decides the order of the ``examples`` and what ``prepare`` draws.
+
+    ``correction`` is added to the gradient of each step, before it is clipped.
+    """
+
+    examples: Examples
+    stream: Generator
+    prepare: Prepare | None = None
+    correction: Adapter | None = None
+
+    def batches(self, recipe: Recipe) -> Iterator[Examples]:
+        """What each step reads."""
+        for chosen in _batches(len(self.examples.labels), recipe, self.stream):
+            images, labels = self.examples.at(chosen)
+            yield Examples(self.prepare(images, self.stream) if self.prepare else images, labels)
+
+
 def fit(
     model: nn.Module,
     examples: Examples,
@@ -53,48 +71,68 @@ def fit(
 ) -> Fitted:
     """Train the parameters of ``model`` that require a gradient, in place, as ``recipe`` says.
 
-    ``forward`` computes the model's logits, by default as the model itself does. ``stream`` decides the order of the
-    examples and what ``prepare`` draws. ``correction`` is added to the gradient of each step, before it is clipped. A batch too
-    large for memory is taken in pieces (`fl.pieces`). Raises TrainingError for a loss that is not finite, when one image is too
-    large, and for fewer than two examples: a one-image step can give the image away, so none is ever taken.
+    ``forward`` computes the model's logits, by default as the model itself does; the others are what a `Course` is of. A
+    batch too large for memory is taken in pieces (`fl.pieces`). Raises TrainingError for a loss that is not finite, when one
+    image is too large, and for fewer than two examples: a one-image step can give the image away, so none is ever taken.
     """
-    if len(examples.labels) < 2:
-        raise TrainingError(f"training needs at least 2 images, got {len(examples.labels)}; give this client more")
-    device = next(model.parameters()).device
-    forward = forward or plain(model)
+    course = Course(examples, stream, prepare, correction)
+    return _train(model, [course], course.batches(recipe), recipe, forward or plain(model))[0]
+
+
+def fit_together(model: nn.Module, courses: Sequence[Course], recipe: Recipe, forward: Forward) -> list[Fitted]:
+    """Train C clients at once, each as `fit` would alone: a ``model`` whose trained parameters are (C, ...), as `fl.lean.stacked`.
+
+    ``forward`` takes images (C, n, 3, h, w) to logits (C, n, classes). Raises TrainingError as `fit` does, and where not all
+    have as many examples: then their steps differ.
+    """
+    sizes = sorted({len(course.examples.labels) for course in courses})
+    if len(sizes) != 1:
+        raise TrainingError(f"clients that train together must have as many images each, got {sizes}; train them one by one")
+    steps = zip(*(course.batches(recipe) for course in courses), strict=True)
+    return _train(model, courses, (Examples(*map(torch.stack, zip(*step))) for step in steps), recipe, forward, lead=1)
+
+
+def _train(
+    model: nn.Module, courses: Sequence[Course], batches: Iterable[Examples], recipe: Recipe, forward: Forward, lead: int = 0
+) -> list[Fitted]:
+    """The loop; of clients that train together each batch, parameter and loss has a ``lead``-ing dimension C."""
+    n = len(courses[0].examples.labels)
+    if n < 2:
+        raise TrainingError(f"training needs at least 2 images, got {n}; give this client more")
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise TrainingError(f"something must train, but the method has none of recipe.groups={list(recipe.groups)}; choose others")
-    grads, groups = _gather(trained)
-    shift = None if correction is None else _laid(correction, grads)
-    raw = None if correction is None else torch.zeros_like(grads.buffer)
-    start = {g: p.detach().clone() for g, p in groups.items()} if recipe.mu else {}
+    values, grads, groups = _gather(trained, lead)
+    shift = _laid([course.correction for course in courses], grads)
+    raw = None if shift is None else torch.zeros_like(grads.buffer)
+    start = values.buffer.clone() if recipe.mu else None
     optimizer = _optimizer(groups, recipe)
-    total = recipe.epochs * _steps(len(examples.labels), recipe.batch)
+    total = recipe.epochs * _steps(n, recipe.batch)
     model.train()
-    losses, seen, taken, began = torch.zeros((), device=device), 0, 0, time.monotonic()
-    for step, chosen in enumerate(_batches(len(examples.labels), recipe, stream)):
-        images, labels = examples.at(chosen)
-        images = prepare(images, stream) if prepare else images
+    losses, seen, taken, began = torch.zeros(grads.buffer.shape[:-1], device=grads.buffer.device), 0, 0, time.monotonic()
+    for step, (images, labels) in enumerate(batches):
         for part in optimizer.param_groups:
             part["lr"] = part["peak"] * schedule(recipe, step / total)
-        loss = gradients(model, forward, images, labels, grads.buffer.zero_)
+        loss = gradients(model, forward, images, labels, model.zero_grad if lead else grads.buffer.zero_)
+        if lead:  # torch wants a gradient (C, ...) in one piece, so it comes into its rows afterwards
+            torch.cat([trained[n].grad.flatten(1) for n in grads], dim=1, out=grads.buffer)
         if shift is not None:
             raw.add_(grads.buffer)
             grads.buffer.add_(shift)
-        for name in start:
-            groups[name].grad.add_(groups[name].detach() - start[name], alpha=recipe.mu)
+        if start is not None:
+            grads.buffer.add_(values.buffer - start, alpha=recipe.mu)
         if recipe.clip:
-            grads.buffer.mul_((recipe.clip / (grads.buffer.norm() + 1e-6)).clamp(max=1.0))
+            grads.buffer.mul_((recipe.clip / (grads.buffer.norm(dim=-1, keepdim=True) + 1e-6)).clamp(max=1.0))
         optimizer.step()
         losses += loss
-        seen, taken = seen + len(chosen), step + 1
+        seen, taken = seen + labels.shape[-1], step + 1
         if recipe.deadline and time.monotonic() - began > recipe.deadline:
             break  # before the next step, whatever it would take: the updates of slow machines are worth having
-    mean = float(losses) / taken
-    if not math.isfinite(mean):
-        raise TrainingError(f"the training loss must stay finite, got {mean}; lower recipe.lr or set recipe.clip=1")
-    return Fitted(taken, mean, seen, None if raw is None else Flat((raw / taken).cpu(), grads.layout))
+    means = [loss / taken for loss in losses.view(-1).tolist()]
+    if not all(map(math.isfinite, means)):
+        raise TrainingError(f"the training loss must stay finite, got {max(means)}; lower recipe.lr or set recipe.clip=1")
+    slopes = [None] * len(means) if raw is None else [Flat(row, grads.layout) for row in (raw / taken).cpu().view(len(means), -1)]
+    return [Fitted(taken, mean, seen, slope) for mean, slope in zip(means, slopes)]
 
 
 @torch.no_grad()
@@ -157,38 +195,43 @@ def _batches(n: int, recipe: Recipe, stream: Generator) -> Iterator[Tensor]:
         yield from parts
 
 
-def _gather(parameters: dict[str, nn.Parameter]) -> tuple[Flat, dict[str, nn.Parameter]]:
-    """Move the parameters and their gradients into two buffers, of which they become views.
+def _gather(parameters: dict[str, nn.Parameter], lead: int) -> tuple[Flat, Flat, dict[str, list[nn.Parameter]]]:
+    """Move the parameters and their gradients into two buffers, of which they become views; of C clients, the parameters alone.
 
-    Returns the gradients and, for the optimiser, each group as one parameter with its gradient: a step is a call a group.
+    Returns both buffers and, for the optimiser, each group as one parameter with its gradient, or as one of each client.
     """
-    values = flat(parameters)
+    values = flat(parameters, lead)
     grads = Flat(torch.zeros_like(values.buffer), values.layout)
     groups, end = {}, 0
     for name in values:
-        parameters[name].data, parameters[name].grad = values[name], grads[name]
+        parameters[name].data, parameters[name].grad = values[name], None if lead else grads[name]
     for name in GROUPS:
-        start, end = end, end + sum(p.numel() for n, p in parameters.items() if group(n) == name)
+        start, end = end, end + sum(math.prod(shape) for n, shape in values.layout if group(n) == name)
         if end > start:
-            groups[name] = nn.Parameter(values.buffer[start:end])
-            groups[name].grad = grads.buffer[start:end]
-    return grads, groups
+            groups[name] = [nn.Parameter(row) for row in values.buffer[..., start:end].view(-1, end - start)]
+            for row, slope in zip(groups[name], grads.buffer[..., start:end].view(-1, end - start)):
+                row.grad = slope
+    return values, grads, groups
 
 
-def _laid(correction: Adapter, grads: Flat) -> Tensor:
-    """The correction as the gradients lie in their buffer, zero where there is none."""
-    laid = Flat(torch.zeros_like(grads.buffer), grads.layout)
-    check_like(correction, {n: grads[n] for n in correction if n in grads})
-    for name, tensor in correction.items():
-        laid[name].copy_(tensor)
-    return laid.buffer
+def _laid(corrections: Sequence[Adapter | None], grads: Flat) -> Tensor | None:
+    """The corrections as the gradients lie in their buffer, zero where there is none; None where nobody has one."""
+    if corrections[0] is None:
+        return None
+    laid = torch.zeros_like(grads.buffer)
+    for row, correction in zip(laid.view(len(corrections), -1), corrections, strict=True):
+        own = Flat(row, grads.layout)
+        check_like(correction, {n: own[n] for n in correction if n in own})
+        for name, tensor in correction.items():
+            own[name].copy_(tensor)
+    return laid
 
 
-def _optimizer(groups: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(groups: dict[str, list[nn.Parameter]], recipe: Recipe) -> torch.optim.Optimizer:
     missing = sorted(set(groups) - set(recipe.lr))
     if missing:
         raise TrainingError(f"recipe.lr must have a rate for each group that trains, got none for {', '.join(missing)}")
-    parts = [{"params": [values], "peak": recipe.lr[g], "lr": recipe.lr[g]} for g, values in groups.items()]
+    parts = [{"params": values, "peak": recipe.lr[g], "lr": recipe.lr[g]} for g, values in groups.items()]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parts, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
     return torch.optim.AdamW(parts, weight_decay=recipe.weight_decay, fused=True)

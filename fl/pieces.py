@@ -58,20 +58,28 @@ def within_memory(kind: Kind, model: nn.Module, most: int, work: Callable[[int],
 def gradients(model: nn.Module, forward: Forward, images: Tensor, labels: Tensor, clear: Callable[[], object]) -> Tensor:
     """The mean cross-entropy over ``images``; its gradients, and nothing else, are then in the parameters of ``model``.
 
+    Of C clients, images (C, n, 3, h, w) and labels (C, n), the means are (C,), and a piece is so many images of each.
     ``clear`` sets gradients to zero. Raises TrainingError as `within_memory` does.
     """
-    device = next(model.parameters()).device
+    device, n, images_of = next(model.parameters()).device, labels.shape[-1], labels.dim() - 1
 
     def step(size: int) -> Tensor:
         clear()
-        total = torch.zeros((), device=device)
-        for some, theirs in zip(images.split(size), labels.split(size)):
-            loss = cross_entropy(forward(some.to(device)), theirs.to(device)) * (len(theirs) / len(labels))
-            loss.backward()
+        total = torch.zeros(labels.shape[:-1], device=device)
+        for some, theirs in zip(images.split(size, images_of), labels.split(size, images_of)):
+            loss = _means(forward(some.to(device)), theirs.to(device)) * (theirs.shape[-1] / n)
+            loss.sum().backward()
             total += loss.detach()
         return total
 
-    return within_memory("train", model, len(labels), step)
+    return within_memory("train", model, n, step)
+
+
+def _means(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the images: (n, classes) -> (), or of each client alone (C, n, classes) -> (C,)."""
+    if labels.dim() == 1:
+        return cross_entropy(logits, labels)
+    return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(-1)
 
 
 def _left(device: torch.device) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from functools import partial
-from typing import Callable, Iterator
+from typing import Iterator, Sequence
 
-from clients import blind, local
+from clients import blind, local, together
 from clients.carried import Behind
+from clients.keepsakes import keepsakes
 from clients.link import arrived, leaving
 from clients.state import StateError
+from clients.together import Train
 from fl.adapter import Adapter
 from fl.config import Config, ConfigError, Node, build, load
 from fl.datasets import DataError
@@ -40,17 +41,18 @@ from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_
 from strategies.rollcall import Roll, RollCallError, agree, federation, remarks, same, summary
 from strategies.talk import Answer, Question, QuorumLost, RunFailed, drive
 
-Train = Callable[..., tuple[Adapter, int, dict[str, float]]]
-
 
 def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
-    """Run the federation that ``config`` describes and return its summary; ``train`` is how its clients do, as `local.train`."""
+    """Run the federation that ``config`` describes and return its summary; ``train`` is how its clients do, as `local.train`.
+
+    Of clients that train by `local.train` as many as ``config.together`` says do so at once, where they are alike.
+    """
     number = config.clients or 2
     nodes = [config.at_node(config.nodes.get(i, Node())) for i in range(number)]
     clients = [local.open_client(node, i, number) for i, node in enumerate(nodes)]
     rolls = [Roll(**local.roll(client)) for client in clients]
     agree(rolls, code_digest())
-    for line in remarks(rolls):
+    for line in (*remarks(rolls), *together.remarks(config, clients, cohort(config, 1, number))):
         journal.say(line)
     try:
         return (blindly if config.blind else clearly)(config, journal, clients, rolls, train)
@@ -60,14 +62,14 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
 
 def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls: list[Roll], train: Train) -> dict:
     """The run, with a server that sees each update. Nothing is tried again here: what fails ends it."""
-    number, strategy = len(clients), build(config.strategy, recipe=config.recipe)
+    number, strategy, most = len(clients), build(config.strategy, recipe=config.recipe), at_once(config, train)
     infos = [ClientInfo(roll.client, roll.train, roll.evaluate, roll.rank) for roll in rolls]
     enough(strategy, config, number)
     one_rank(strategy, config, infos)
     start, catchup, wire = clients[0].bench.start, Catchup(strategy), coding(config)
     state, downlink = strategy.init(start), Downlink(wire, catchup, config.seed, start)
     journal.begin(number)
-    local.keepsakes(clients[0], journal.folder)
+    keepsakes(clients[0], journal.folder)
     checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
     done, kept = checkpoints.newest() if config.resume else (0, None)
     counted = dict(kept["counted"]) if done else {}
@@ -96,15 +98,16 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
             raise AssertionError("nobody is behind with the whole")
 
         def updates() -> Iterator[Update]:
-            for i in members:
-                journal.progress(f"round {round}/{config.rounds}: client {i} of {number} trains")
-                recipe, given = orders(strategy, config, state, round, infos[i])
-                received = deliver("train", i, round - 1, given)
-                adapter, examples, metrics = train(clients[i], round, recipe, received, scores_own(config, round), journal.run)
-                up = leaving(clients[i].drawer(journal.run), wire, config.seed, round, adapter)
-                update = admit(Update(i, unpack(up, wire.differences), examples, metrics), recipe.sent(given), infos[i], config.gate.norm, recipe)
-                ledger.append(entry("train", "up", up.header, up.nbytes))
-                yield watch.see(given, update)
+            for some in together.companies(clients, members, most):
+                journal.progress(f"round {round}/{config.rounds}: train {named(some)} of {number}")
+                asked = [orders(strategy, config, state, round, infos[i]) for i in some]
+                received = [(recipe, deliver("train", i, round - 1, given)) for i, (recipe, given) in zip(some, asked)]
+                trained = together.train([clients[i] for i in some], round, received, scores_own(config, round), journal.run, train)
+                for i, (recipe, given), (adapter, examples, metrics) in zip(some, asked, trained):
+                    up = leaving(clients[i].drawer(journal.run), wire, config.seed, round, adapter)
+                    update = admit(Update(i, unpack(up, wire.differences), examples, metrics), recipe.sent(given), infos[i], config.gate.norm, recipe)
+                    ledger.append(entry("train", "up", up.header, up.nbytes))
+                    yield watch.see(given, update)
 
         state = strategy.apply(state, round, updates())
 
@@ -126,26 +129,46 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
 def blindly(config: Config, journal: Journal, clients: list[local.Client], rolls: list[Roll], train: Train) -> dict:
     """The run, with a server that can read nothing (`strategies.blind`): here is only who asks whom."""
     ledger: list[Entry] = []
-    work = {"train": partial(blind.train, work=train), "evaluate": blind.evaluate, "report": blind.report}
+    work = {"train": blind.ask, "evaluate": blind.evaluate, "report": blind.report}
+
+    def reached(question: Question, i: int) -> Iterator[tuple[dict, tuple]]:
+        """The facts of the first message that client i is not behind, and what it makes of it; nothing where it is behind all."""
+        for down, facts in question.messages[i]:
+            ledger.append(entry(question.kind, "down", down.header, down.nbytes))
+            try:
+                yield facts, work[question.kind](clients[i], facts, down)
+                return
+            except Behind as behind:
+                journal.progress(str(behind))
 
     def answers(question: Question) -> Iterator[Answer]:
-        for i, messages in question.messages.items():
-            journal.progress(f"round {question.round}/{config.rounds}: {question.kind} client {i} of {len(clients)}")
-            for down, facts in messages:
-                ledger.append(entry(question.kind, "down", down.header, down.nbytes))
-                try:
-                    said, up = work[question.kind](clients[i], facts, down)
-                except Behind as behind:
-                    journal.progress(str(behind))
-                    continue
+        trains = question.kind == "train"
+        for some in together.companies(clients, question.messages, at_once(config, train) if trains else 1):
+            journal.progress(f"round {question.round}/{config.rounds}: {question.kind} {named(some)} of {len(clients)}")
+            found = {i: what for i in some for what in reached(question, i)}
+            if trains and found:
+                here = [clients[i] for i in found]
+                trained = together.train(here, question.round, [asked[1:] for _, asked in found.values()], False, journal.run, train)
+                for (i, (facts, asked)), one in zip(list(found.items()), trained):
+                    found[i] = facts, blind.answer(clients[i], facts, asked, one)
+            for i, (_, (said, up)) in found.items():
                 if up:
                     ledger.append(entry(question.kind, "up", up.header, up.nbytes))
                 yield Answer(i, said, up)
-                break
 
     talk = blind_server.federate(config, journal, rolls, clients[0].bench.start, ledger)
-    local.keepsakes(clients[0], journal.folder)
+    keepsakes(clients[0], journal.folder)
     return drive(talk, answers)
+
+
+def at_once(config: Config, train: Train) -> int:
+    """How many clients may train at once: those of one's own way to ``train`` one by one."""
+    return config.together if train is local.train else 1
+
+
+def named(some: Sequence[int]) -> str:
+    """Who trains, in the line of progress."""
+    return f"client {some[0]}" if len(some) == 1 else f"clients {some[0]} to {some[-1]}"
 
 
 def main(arguments: list[str]) -> int:

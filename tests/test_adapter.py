@@ -153,3 +153,11 @@ def test_an_adapter_is_cut_to_a_layout_that_it_has_and_to_no_other():
     assert found.layout == low.layout and torch.equal(found["lora_a"], low["lora_a"])
     assert torch.equal(cut(whole, whole.layout).buffer, whole.buffer)
     assert cut(low, whole.layout) is None and cut(whole, (("lora_a", (4,)),)) is None
+
+
+def test_a_buffer_of_clients_has_a_row_and_a_first_dimension_for_each():
+    rows = [{"head.weight": torch.arange(6.0).view(2, 3) + 10 * i, "a.lora_a.weight": torch.full((1, 2), float(i))} for i in range(3)]
+    whole = flat({n: torch.stack([row[n] for row in rows]) for n in rows[0]}, lead=1)
+    assert whole.buffer.shape == (3, 8) and whole.layout == flat(rows[0]).layout
+    assert whole["head.weight"].shape == (3, 2, 3) and all(torch.equal(whole[n][i], row[n]) for i, row in enumerate(rows) for n in row)
+    assert all(torch.equal(own, flat(row).buffer) for own, row in zip(whole.buffer, rows))

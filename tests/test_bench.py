@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from fl.ciphers.pixel_shuffle import pixel_shuffle
+from fl.learn import fit, fit_together
 from fl.provenance import ROOT
-from simulations.bench import aggregate, apps, cipher, data, report, rounds, step, whole
+from simulations.bench import aggregate, apps, cipher, data, report, rounds, step, together, whole
 from simulations.bench.flower_vit.task import get_model, shuffle_blocks, transform
 from simulations.bench.machine import flops
 from simulations.bench.pairs import Spread, faster, race, rate
@@ -94,6 +95,22 @@ def test_every_step_trains():
     works = [step.full(small, 4, 1), step.with_peft(small, 4, 1), step.with_peft(small, 4, 1, autocast=True, fused=False)]
     for work in works + [step.ours(small, 4, *how, steps=1) for how in step.OURS]:
         work()
+
+
+def test_clients_at_once_and_one_by_one_do_the_same_work(monkeypatch):
+    small, found = step.SMALL | {"embed_dim": 24, "depth": 1}, {}
+    monkeypatch.setattr(together, "fit", lambda *how, **more: found.setdefault("alone", []).append(fit(*how, **more)))
+    monkeypatch.setattr(together, "fit_together", lambda *how: found.setdefault("at once", []).extend(fit_together(*how)))
+    for work in together.works(small, 3, 4, "float32", torch.device("cpu"), steps=2):
+        work()
+    assert [(f.steps, f.seen) for f in found["alone"]] == [(f.steps, f.seen) for f in found["at once"]] == [(2, 8)] * 3
+    assert [f.loss for f in found["alone"]] == pytest.approx([f.loss for f in found["at once"]], rel=1e-5)
+
+
+def test_a_target_of_a_machine_that_is_not_here_is_open():
+    check = report.Check(None, ">=", 3, "x one by one on a GPU")
+    assert str(check) == ">= 3x one by one on a GPU: open" and check.met is None
+    assert json.loads(json.dumps(report.plain(report.Section("a", "b", "c", [report.Row("d", 1, "e", checks=(check,))]))))["rows"][0]["checks"][0]["met"] is None
 
 
 def test_both_data_paths_give_what_the_model_reads():

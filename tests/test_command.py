@@ -11,6 +11,7 @@ from test_simulation import by_loop, home, settings  # noqa: F401
 
 from clients import local
 from fl.adapter import load as load_adapter
+from fl.datasets.images import save_rows
 from simulations import resume, veilora
 
 
@@ -43,7 +44,7 @@ def test_from_pictures_to_a_prediction(home, tmp_path, command):
     status, said = command("export", run, tmp_path / "timm", "--verify")
     assert status == 0 and "reads plain pictures; read back, its logits differ by" in said
     assert command("export", run, tmp_path / "timm")[0] == 2 and command("export", run, tmp_path / "x", "--kind", "caffe")[0] == 2
-    local.save_rows([torch.zeros(1, 3, 32, 32, dtype=torch.uint8)], (tmp_path / "pictures").mkdir() or tmp_path / "pictures" / "a.png", zoom=1)
+    save_rows([torch.zeros(1, 3, 32, 32, dtype=torch.uint8)], (tmp_path / "pictures").mkdir() or tmp_path / "pictures" / "a.png", zoom=1)
     status, said = command("predict", tmp_path / "timm", tmp_path / "pictures", "--format", "json")
     plain = json.loads(said)["rows"][0]
     assert status == 0 and 0 < plain["probability"] <= 1

@@ -37,13 +37,13 @@ def narrow(forward, room: int, error: RuntimeError = SHORT[0]):
     return tried, given
 
 
-def backward_narrow(forward, room: int):
-    """The same, but memory runs out in the backward, when gradients have been written already."""
+def backward_narrow(forward, room: int, images_of: int = 0):
+    """The same, but memory runs out in the backward, when gradients have been written already; ``images_of`` is their dimension."""
 
     class Short(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
-            ctx.n = len(x)
+            ctx.n = x.shape[images_of]
             return x.clone()
 
         @staticmethod
@@ -54,7 +54,7 @@ def backward_narrow(forward, room: int):
 
     def tried(images):
         logits = forward(images)
-        return Short.apply(logits) + (0 if len(images) <= room else logits)
+        return Short.apply(logits) + (0 if images.shape[images_of] <= room else logits)
 
     return tried
 

@@ -5,6 +5,7 @@
     attention.py    attention with its own backward, plain or fused
     heap.py         freed memory kept for the next step
     table.py        crop, flip and cipher composed into one gather
+    stacked.py      several clients at once through the base that they share
     choose.py       which precision and which attention are fast on this machine: measured once, then kept
 
 A fourth idea is in this file: the head reads the class token alone, so the last block needs keys and values of all tokens,
@@ -18,11 +19,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import gelu, layer_norm
 
 from fl.lean.attention import ATTENTIONS, Attention, one_query
 from fl.lean.merged import MergedQKV, WholeQKV
 from fl.lean.packed import Frozen
+from fl.lean.stacked import affine
 from fl.models import Forward, WeightsError
 from fl.models.lora import LoRAqv
 
@@ -42,6 +44,7 @@ class Block(NamedTuple):
 def lean(model: nn.Module, precision: str, attention: str) -> Forward:
     """``model`` as a function, uint8 images (n, 3, h, w) -> float32 logits (n, classes), to train and to evaluate with.
 
+    Of a `stacked.stack` of C clients, (C, n, 3, h, w) -> (C, n, classes).
     ``precision`` is float32 or bfloat16, ``attention`` plain or fused. In bfloat16 the frozen parameters of ``model`` are
     turned into it in place, those below LoRA excepted; what trains stays float32. Raises WeightsError for a model with
     parts that this step does not know.
@@ -55,11 +58,11 @@ def lean(model: nn.Module, precision: str, attention: str) -> Forward:
     blocks = [_block(block, dtype) for block in model.blocks]
 
     def forward(images: Tensor) -> Tensor:
-        x = _embed(model, images, dtype)
+        x = _embed(model, images.flatten(0, -4), dtype)
         for block in blocks[:-1]:
             x = _whole(block, x, attend)
         x = _norm(model.norm, _last(blocks[-1], x))
-        return model.head(x.float())
+        return affine(x.float(), model.head.weight, model.head.bias).view(*images.shape[:-3], -1)
 
     return forward
 
@@ -76,7 +79,7 @@ def _embed(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
     weight, bias = model.patch_embed.proj.weight, model.patch_embed.proj.bias
     p = weight.shape[-1]
     patches = images.view(n, channels, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(n, (h // p) * (w // p), -1)
-    x = linear(patches.to(dtype).div_(127.5).sub_(1), weight.flatten(1).to(dtype), bias.to(dtype))
+    x = affine(patches.to(dtype).div_(127.5).sub_(1), weight.flatten(-3).to(dtype), bias.to(dtype))
     return torch.cat([model.cls_token.to(dtype).expand(n, -1, -1), x], dim=1) + model.pos_embed.to(dtype)
 
 

@@ -6,7 +6,8 @@
 A branch beside the layer reads and writes every activation once more, and plain autograd through W' would form the whole
 d x d gradient of W only to thin it out again; this does neither. A path says what its A and B are (``factors``); where they
 are made of others, as R A is, autograd goes on from them. In bfloat16 W' is rounded once, from a float32 sum: added in
-bfloat16, a product B A of a thousandth of W is lost by half, of a ten-thousandth altogether.
+bfloat16, a product B A of a thousandth of W is lost by half, of a ten-thousandth altogether. With factors of C clients,
+(C, ...), W' is (C, 3 d, d), and a C-th of the rows of x goes through each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import linear
 
 from fl.lean.packed import product
+from fl.lean.stacked import affine
 from fl.models.lora import LoRAqv
 
 
@@ -28,7 +30,8 @@ class MergedQKV:
 
     def __init__(self, layer: LoRAqv, dtype: torch.dtype) -> None:
         self.layer, self.d = layer, layer.weight.shape[1]
-        self.merged = layer.weight.detach().to(dtype, copy=True)
+        clients = layer.q.factors()[0].shape[:-2]  # () or (C,): each has its own W' then
+        self.merged = layer.weight.detach().to(dtype).repeat(*clients, 1, 1)
         self.bias = layer.bias.detach().to(dtype)
 
     def all(self, x: Tensor) -> Tensor:
@@ -49,14 +52,15 @@ class MergedQKV:
         with torch.no_grad():
             for at, part in ((0, self.layer.q), (2, self.layer.v)):
                 rows, (a, b) = slice(at * self.d, (at + 1) * self.d), part.factors()
-                self.merged[rows] = torch.addmm(self.layer.weight[rows], b, a, alpha=part.scale)
+                add = torch.addmm if a.dim() == 2 else torch.baddbmm
+                self.merged[..., rows, :] = add(self.layer.weight[rows], b, a, alpha=part.scale)
 
     def _rows(self, x: Tensor, first: int, last: int) -> Tensor:
         rows = slice(first * self.d, last * self.d)
         parts = [(at - first, part) for at, part in ((0, self.layer.q), (2, self.layer.v)) if first <= at < last]
         places = [(slice(at * self.d, (at + 1) * self.d), part.scale) for at, part in parts]
         factors = [t for _, part in parts for t in part.factors()]
-        return _Merged.apply(x, self.merged[rows], self.bias[rows], places, *factors)
+        return _Merged.apply(x, self.merged[..., rows, :], self.bias[rows], places, *factors)
 
 
 class WholeQKV:
@@ -87,24 +91,25 @@ class _Merged(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, *factors)
         ctx.weight, ctx.places = weight, places  # a buffer that the next step writes, after this step's backward
-        return product(x, weight, bias)
+        return product(x, weight, bias) if weight.dim() == 2 else affine(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *factors = ctx.saved_tensors
-        rows_in, rows_out = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+        rows_in, rows_out = (t.reshape(*ctx.weight.shape[:-2], -1, t.shape[-1]) for t in (x, dy))
         dx = (rows_out @ ctx.weight).view(x.shape) if ctx.needs_input_grad[0] else None
         if not ctx.places:
             return dx, None, None, None
         a, b = ([t.to(x.dtype) for t in half] for half in (factors[::2], factors[1::2]))
+        ranks = [t.shape[-2] for t in a]
         grads: list[Tensor | None] = [None] * len(factors)
         needs = ctx.needs_input_grad[-len(factors) :]  # one half of the factors may be frozen
         if any(needs[::2]):
-            outer = torch.cat([rows_out[:, rows] @ t for (rows, _), t in zip(ctx.places, b)], dim=1)  # dy B
-            da = (outer.T @ rows_in).float().split([len(t) for t in a])
+            outer = torch.cat([rows_out[..., rows] @ t for (rows, _), t in zip(ctx.places, b)], dim=-1)  # dy B
+            da = (outer.mT @ rows_in).float().split(ranks, dim=-2)
             grads[::2] = [scale * g for (_, scale), g in zip(ctx.places, da)]
         if any(needs[1::2]):
-            inner = (rows_in @ torch.cat(a).T).split([len(t) for t in a], dim=1)  # x A^T of all factors in one pass over x
-            grads[1::2] = [scale * (u.T @ rows_out[:, rows]).T.float() for (rows, scale), u in zip(ctx.places, inner)]
+            inner = (rows_in @ torch.cat(a, dim=-2).mT).split(ranks, dim=-1)  # x A^T of all factors in one pass over x
+            grads[1::2] = [scale * (u.mT @ rows_out[..., rows]).mT.float() for (rows, scale), u in zip(ctx.places, inner)]
         return dx, None, None, None, *grads

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import linear
+from torch.utils.weak import WeakTensorKeyDictionary
 
 KNOWN: tuple[torch.dtype, ...] = ()  # in which this machine's torch can do so
 if torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, n) for n in ("_linear_pointwise", "_reorder_linear_weight")):
     KNOWN = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+_KEPT = WeakTensorKeyDictionary()
 
 
 class Frozen:
@@ -27,7 +29,7 @@ class Frozen:
         self.layer, weight = layer, layer.weight.detach()
         self.packed = _can(weight) and not any(p.requires_grad for p in layer.parameters())
         if self.packed:
-            self.along, self.back = (torch.ops.mkldnn._reorder_linear_weight(w.contiguous()) for w in (weight, weight.T))
+            self.along, self.back = _packed(layer.weight)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in) and what is added to the result (..., out) -> (..., out)."""
@@ -48,6 +50,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Ten
     else:
         y = torch.ops.mkldnn._linear_pointwise.binary(rows, residual.reshape(len(rows), -1), weight, bias, "add")
     return y.view(*x.shape[:-1], -1)
+
+
+def _packed(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
+    """A frozen weight as forward and backward read it, once however many stacks of clients share it."""
+    state = weight.data_ptr(), weight.dtype, weight._version
+    if _KEPT.get(weight, (None,))[0] != state:
+        _KEPT[weight] = state, tuple(torch.ops.mkldnn._reorder_linear_weight(w.contiguous()) for w in (weight.detach(), weight.detach().T))
+    return _KEPT[weight][1]
 
 
 def _can(tensor: Tensor) -> bool:

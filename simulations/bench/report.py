@@ -22,21 +22,25 @@ class Options(NamedTuple):
 class Check(NamedTuple):
     """A target and what was got: ``sense`` is >= or <=; ``of`` names the unit, as in "x peft float32".
 
-    ``limit`` is what this machine could get at best; a target beyond it is missed here whatever the code does.
+    What needs a machine that is not here has got None and is open. ``limit`` is what this machine could get at best; a target beyond it is missed here whatever the code does.
     """
 
-    got: float
+    got: float | None
     sense: str
     bound: float
     of: str
     limit: float | None = None
 
     @property
-    def met(self) -> bool:
-        """Whether the target is reached."""
+    def met(self) -> bool | None:
+        """Whether the target is reached; None while that is open."""
+        if self.got is None:
+            return None
         return self.got >= self.bound if self.sense == ">=" else self.got <= self.bound
 
     def __str__(self) -> str:
+        if self.got is None:
+            return f"{self.sense} {self.bound:g}{self.of}: open"
         beyond = f" (this machine's limit: {self.limit:.3g})" if self.limit is not None and not self.met else ""
         return f"{self.sense} {self.bound:g}{self.of}: {self.got:.3g}, {'met' if self.met else '**missed**'}{beyond}"
 

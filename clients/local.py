@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from clients import carried
+from clients.augmented import augmented
 from clients.holdings import Holdings, Share, holdings
-from clients.shelf import Shelf
+from clients.shelf import SHELF
 from clients.state import Drawer
 from clients.workbench import Workbench, workbench
 from fl import adapter as adapters
@@ -28,8 +29,7 @@ from fl.adapter import PATCH_EMBED, Adapter
 from fl.ciphers import Cipher
 from fl.config import Config, ConfigError, build
 from fl.datasets import Examples
-from fl.datasets.images import augment, resize, save_rows
-from fl.lean.table import gathering
+from fl.datasets.images import resize, save_rows
 from fl.learn import Prepare, Score, evaluate, fit
 from fl.models import fold
 from fl.models.lora import rebase, take_rank
@@ -66,13 +66,10 @@ class Client:
         """uint8 (n, 3, h, w) as the source has them -> uint8 as the model reads them: resized, then encrypted."""
         return self.cipher.encrypt(resize(images, self.config.model["image"]))
 
-    @cached_property
-    def augmented(self) -> Prepare:
-        """What happens to a batch under ``recipe.augment``: shifted and mirrored, then prepared; one gather where that does it."""
-        side = self.config.model["image"]
-        if self.config.step == "lean" and self.cipher.moves and self.holdings.train.source.images.shape[-2:] == (side, side):
-            return gathering(self.cipher, side)
-        return lambda images, stream: self.prepare(augment(images, stream))
+    @property
+    def augmented(self) -> tuple[Examples, Prepare]:
+        """The training images before encryption, and what happens to a batch of them under ``recipe.augment``."""
+        return augmented(self.config, self.cipher, self.holdings.train, self._name("spread"), lambda: self.plain)
 
     @property
     def plain(self) -> Examples:
@@ -102,10 +99,10 @@ class Client:
 
         if self.holdings.encrypted:
             return share.examples()
-        return SHELF.get(self.config, (self.holdings.name, self.index, self.of, name), ready)
+        return SHELF.get(self.config, self._name(name), ready)
 
-
-SHELF = Shelf()
+    def _name(self, part: str) -> tuple[str, int, int, str]:
+        return self.holdings.name, self.index, self.of, part
 
 
 @lru_cache(maxsize=128)
@@ -155,7 +152,7 @@ def train(
     correction = _absorb(client, {n: c - variate[n] for n, c in recipe.sent(given.control).items()}) if recipe.control else None
     stream = generator(client.config.seed, "train", round, client.index)
     with adapters.only(client.bench.model, recipe.groups):
-        images, prepare = (client.plain, client.augmented) if recipe.augment else (client.train, None)
+        images, prepare = client.augmented if recipe.augment else (client.train, None)
         fitted = fit(client.bench.model, images, recipe, stream, prepare, client.bench.forward, correction)
         fold(client.bench.model)
         trained = adapters.read(client.bench.model)

@@ -15,11 +15,11 @@ from fl.adapter import GROUPS, Adapter, check_like, flat, group
 from fl.datasets import Examples
 from fl.flat import Flat
 from fl.models import Forward
-from fl.pieces import TrainingError, gradients, within_memory
+from fl.pieces import TrainingError, gradients, resident, within_memory
 from fl.recipe import Recipe
 
-Prepare = Callable[[Tensor, Generator], Tensor]
-"""uint8 images of one batch -> uint8 images as the model reads them: augmented, resized, encrypted."""
+Prepare = Callable[[Tensor, Tensor, Generator], Tensor]
+"""All images, uint8, and which of them (int64, on the CPU) -> those as the model reads them: augmented, resized, encrypted."""
 
 
 class Fitted(NamedTuple):
@@ -54,7 +54,7 @@ def fit(
     """Train the parameters of ``model`` that require a gradient, in place, as ``recipe`` says.
 
     ``forward`` computes the model's logits, by default as the model itself does. ``stream`` decides the order of the
-    examples and what ``prepare`` draws. ``correction`` is added to the gradient of each step, before it is clipped. A batch too
+    examples and what ``prepare`` draws. A GPU gets the images once, and ``prepare`` works there. ``correction`` is added to the gradient of each step, before it is clipped. A batch too
     large for memory is taken in pieces (`fl.pieces`). Raises TrainingError for a loss that is not finite, when one image is too
     large, and for fewer than two examples: a one-image step can give the image away, so none is ever taken.
     """
@@ -73,9 +73,9 @@ def fit(
     total = recipe.epochs * _steps(len(examples.labels), recipe.batch)
     model.train()
     losses, seen, taken, began = torch.zeros((), device=device), 0, 0, time.monotonic()
+    source, prepare = resident(examples.images, device), prepare or _rows
     for step, chosen in enumerate(_batches(len(examples.labels), recipe, stream)):
-        images, labels = examples.at(chosen)
-        images = prepare(images, stream) if prepare else images
+        images, labels = prepare(source, chosen, stream), examples.labels[chosen]
         for part in optimizer.param_groups:
             part["lr"] = part["peak"] * schedule(recipe, step / total)
         loss = gradients(model, forward, images, labels, grads.buffer.zero_)
@@ -142,6 +142,10 @@ def schedule(recipe: Recipe, progress: float) -> float:
 def normalise(x: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]: ``(x / 255 - 0.5) / 0.5``, all channels alike, so that it commutes with the ciphers."""
     return x.to(torch.float32, copy=True).div_(127.5).sub_(1.0)
+
+
+def _rows(images: Tensor, chosen: Tensor, stream: Generator) -> Tensor:
+    return images.index_select(0, chosen.to(images.device))
 
 
 def _steps(n: int, batch: int) -> int:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fl.ciphers.pixel_shuffle import pixel_shuffle
+from fl.lean.blocks import blocks
 from fl.provenance import ROOT
 from simulations.bench import aggregate, apps, cipher, data, report, rounds, step, whole
 from simulations.bench.flower_vit.task import get_model, shuffle_blocks, transform
@@ -99,9 +100,9 @@ def test_every_step_trains():
 def test_both_data_paths_give_what_the_model_reads():
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     for side, block in ((32, 4), (224, 16)):
-        ours = data.ours(side, block)(x)
+        ours = data.ours(x, side, block, "float32")(torch.arange(2))
         peer = torch.stack([picture for picture, _ in (data.Pictures(x, side)[i] for i in range(2))])
-        assert ours.shape == peer.shape and ours.dtype == peer.dtype
+        assert ours.shape == blocks(peer, block).flatten(3).shape and ours.dtype == peer.dtype
         assert all(-1 <= float(t.min()) and float(t.max()) <= 1 for t in (ours, peer))
 
 

@@ -3,7 +3,9 @@
     merged.py       LoRA added into its layer for the step, with a backward that forms thin gradients alone
     attention.py    attention with its own backward, plain or fused
     heap.py         freed memory kept for the next step
-    table.py        crop, flip and cipher composed into one gather
+    blocks.py       pictures as the patch embedding multiplies them
+    table.py        crop, flip, cipher and that layout composed into one gather
+    rows.py         with a resize between them: its two passes, and whole runs of bytes moved
     choose.py       which precision and which attention are fast on this machine: measured once, then kept
 
 A fourth idea is in this file: the head reads the class token alone, so the last block needs keys and values of all tokens,
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from fl.lean.attention import ATTENTIONS, Attention, one_query
+from fl.lean.blocks import embedded, levels
 from fl.lean.merged import MergedQKV, WholeQKV
 from fl.models import Forward, WeightsError
 from fl.models.lora import LoRAqv
@@ -40,6 +43,7 @@ class Block(NamedTuple):
 def lean(model: nn.Module, precision: str, attention: str) -> Forward:
     """``model`` as a function, uint8 images (n, 3, h, w) -> float32 logits (n, classes), to train and to evaluate with.
 
+    It takes the same images as blocks, too, (n, h / p, w / p, 3, p, p), as `fl.lean.table` and `fl.lean.rows` make them.
     ``precision`` is float32 or bfloat16, ``attention`` plain or fused. In bfloat16 the frozen parameters of ``model`` are
     turned into it in place, those below LoRA excepted; what trains stays float32. Raises WeightsError for a model with
     parts that this step does not know.
@@ -68,13 +72,11 @@ def _block(block: nn.Module, dtype: torch.dtype) -> Block:
 
 
 def _embed(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 (n, 3, h, w) -> tokens (n, 1 + T, d). Patches are laid out as a Conv2d weight counts them, while still bytes."""
-    n, channels, h, w = images.shape
+    """uint8 (n, 3, h, w), or that in blocks -> tokens (n, 1 + T, d)."""
     weight, bias = model.patch_embed.proj.weight, model.patch_embed.proj.bias
-    p = weight.shape[-1]
-    patches = images.view(n, channels, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(n, (h // p) * (w // p), -1)
-    x = linear(patches.to(dtype).div_(127.5).sub_(1), weight.flatten(1).to(dtype), bias.to(dtype))
-    return torch.cat([model.cls_token.to(dtype).expand(n, -1, -1), x], dim=1) + model.pos_embed.to(dtype)
+    x = levels(images, weight.shape[-1], dtype)
+    x = embedded(x, weight.flatten(1).to(dtype), bias.to(dtype))
+    return torch.cat([model.cls_token.to(dtype).expand(len(x), -1, -1), x], dim=1) + model.pos_embed.to(dtype)
 
 
 def _whole(block: Block, x: Tensor, attend: Attention) -> Tensor:

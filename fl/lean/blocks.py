@@ -1,0 +1,33 @@
+"""Pictures as the blocks that the patch embedding multiplies.
+
+    (n, 3, h, w) -> (n, h / p, w / p, 3, p, p)      a block's values counted as a Conv2d weight counts them
+
+That is a move of bytes, which `fl.lean.table` and `fl.lean.rows` do on their way. Their results lie in memory as it came
+cheapest, and the product takes the blocks in that order: which of its rows comes first is all the same to it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+def blocks(images: Tensor, p: int) -> Tensor:
+    """(n, 3, h, w) as a view (n, h / p, w / p, 3, p, p), of any dtype; what has six axes is in blocks already."""
+    return images if images.ndim == 6 else images.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5)
+
+
+def levels(images: Tensor, p: int, dtype: torch.dtype) -> Tensor:
+    """uint8 (n, 3, h, w) or blocks of p x p -> what the first product reads: (n, h / p, w / p, 3 p p) in [-1, 1].
+
+    Laid out while they are still bytes. The result lies in memory as the blocks do.
+    """
+    return blocks(images, p).flatten(3).to(dtype, copy=True).div_(127.5).sub_(1)
+
+
+def embedded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``linear`` of (n, h, w, k), whose first three axes are multiplied in the order in which they lie: (n, h w, d)."""
+    order = sorted(range(3), key=x.stride, reverse=True)
+    rows = linear(x.permute(*order, 3).flatten(0, 2), weight, bias)
+    return rows.unflatten(0, [x.shape[axis] for axis in order]).movedim((0, 1, 2), order).flatten(1, 2)

@@ -26,7 +26,7 @@ def augmented(config: Config, cipher: Cipher, share: Share, name: Hashable, plai
     side, p = config.model["image"], config.model["patch"]
     one = share.source.images[:1]
     if config.step != "lean" or not cipher.moves:
-        return plain(), stages(cipher, side)
+        return plain(), stages(cipher, *one.shape[-2:], side)
     prepare = augmenting(cipher, *one.shape[-2:], side, p)
     if not SHELF.fits(config, name, share.size * spread(one).nbytes):
         return plain(), prepare
@@ -38,10 +38,10 @@ def augmented(config: Config, cipher: Cipher, share: Share, name: Hashable, plai
     return SHELF.get(config, name, ready), prepare
 
 
-def stages(cipher: Cipher, side: int) -> Prepare:
-    """Augment, then resize, then encrypt: the oracle of the moves."""
+def stages(cipher: Cipher, height: int, width: int, side: int) -> Prepare:
+    """Augment, then resize, then encrypt: what `fl.lean.rows.augmenting` does, in pictures."""
 
-    def prepare(images: Tensor, chosen: Tensor, stream: Generator) -> Tensor:
+    def batch(images: Tensor, chosen: Tensor, stream: Generator) -> Tensor:
         return cipher.encrypt(resize(augment(images.index_select(0, chosen.to(images.device)), stream), side))
 
-    return prepare
+    return Prepare(batch, anywhere=(height, width) == (side, side))

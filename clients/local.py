@@ -30,7 +30,7 @@ from fl.ciphers import Cipher
 from fl.config import Config, ConfigError, build
 from fl.datasets import Examples
 from fl.datasets.images import resize, save_rows
-from fl.learn import Prepare, Score, evaluate, fit
+from fl.learn import ROWS, Prepare, Score, evaluate, fit
 from fl.models import fold
 from fl.models.lora import rebase, take_rank
 from fl.provenance import code_digest, versions
@@ -152,7 +152,7 @@ def train(
     correction = _absorb(client, {n: c - variate[n] for n, c in recipe.sent(given.control).items()}) if recipe.control else None
     stream = generator(client.config.seed, "train", round, client.index)
     with adapters.only(client.bench.model, recipe.groups):
-        images, prepare = client.augmented if recipe.augment else (client.train, None)
+        images, prepare = client.augmented if recipe.augment else (client.train, ROWS)
         fitted = fit(client.bench.model, images, recipe, stream, prepare, client.bench.forward, correction)
         fold(client.bench.model)
         trained = adapters.read(client.bench.model)

@@ -18,8 +18,20 @@ from fl.models import Forward
 from fl.pieces import TrainingError, gradients, resident, within_memory
 from fl.recipe import Recipe
 
-Prepare = Callable[[Tensor, Tensor, Generator], Tensor]
-"""All images, uint8, and which of them (int64, on the CPU) -> those as the model reads them: augmented, resized, encrypted."""
+
+class Prepare(NamedTuple):
+    """How the images of a batch become what the model reads: augmented, resized, encrypted.
+
+    ``batch`` takes all images (uint8), which of them (int64, on the CPU), and chance. Unless it works ``anywhere``, with what
+    comes out where the images are, these stay on the CPU.
+    """
+
+    batch: Callable[[Tensor, Tensor, Generator], Tensor]
+    anywhere: bool = True
+
+
+ROWS = Prepare(lambda images, chosen, stream: images.index_select(0, chosen.to(images.device)))
+"""The images as they are."""
 
 
 class Fitted(NamedTuple):
@@ -47,14 +59,14 @@ def fit(
     examples: Examples,
     recipe: Recipe,
     stream: Generator,
-    prepare: Prepare | None = None,
+    prepare: Prepare = ROWS,
     forward: Forward | None = None,
     correction: Adapter | None = None,
 ) -> Fitted:
     """Train the parameters of ``model`` that require a gradient, in place, as ``recipe`` says.
 
     ``forward`` computes the model's logits, by default as the model itself does. ``stream`` decides the order of the
-    examples and what ``prepare`` draws. A GPU gets the images once, and ``prepare`` works there. ``correction`` is added to the gradient of each step, before it is clipped. A batch too
+    examples and what ``prepare`` draws. A GPU gets the images once, if it may. ``correction`` is added to the gradient of each step, before it is clipped. A batch too
     large for memory is taken in pieces (`fl.pieces`). Raises TrainingError for a loss that is not finite, when one image is too
     large, and for fewer than two examples: a one-image step can give the image away, so none is ever taken.
     """
@@ -73,9 +85,9 @@ def fit(
     total = recipe.epochs * _steps(len(examples.labels), recipe.batch)
     model.train()
     losses, seen, taken, began = torch.zeros((), device=device), 0, 0, time.monotonic()
-    source, prepare = resident(examples.images, device), prepare or _rows
+    source = resident(examples.images, device) if prepare.anywhere else examples.images
     for step, chosen in enumerate(_batches(len(examples.labels), recipe, stream)):
-        images, labels = prepare(source, chosen, stream), examples.labels[chosen]
+        images, labels = prepare.batch(source, chosen, stream), examples.labels[chosen]
         for part in optimizer.param_groups:
             part["lr"] = part["peak"] * schedule(recipe, step / total)
         loss = gradients(model, forward, images, labels, grads.buffer.zero_)
@@ -142,10 +154,6 @@ def schedule(recipe: Recipe, progress: float) -> float:
 def normalise(x: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]: ``(x / 255 - 0.5) / 0.5``, all channels alike, so that it commutes with the ciphers."""
     return x.to(torch.float32, copy=True).div_(127.5).sub_(1.0)
-
-
-def _rows(images: Tensor, chosen: Tensor, stream: Generator) -> Tensor:
-    return images.index_select(0, chosen.to(images.device))
 
 
 def _steps(n: int, batch: int) -> int:

@@ -232,7 +232,7 @@ def test_one_gather_is_augment_and_then_encrypt_bit_for_bit(cipher, side, key):
     prepare = augmenting(cipher, side, side, side, 8)
     for chosen, source in zip(torch.randperm(200).split(64), 2 * (images, spread(images))):
         expected = cipher.encrypt(augment(images[chosen], apart))
-        assert torch.equal(prepare(source, chosen, once), blocks(expected, 8))
+        assert torch.equal(prepare.batch(source, chosen, once), blocks(expected, 8))
 
 
 @pytest.mark.parametrize(("size", "side", "p"), [((32, 32), 224, 16), ((32, 24), 48, 8), ((40, 48), 24, 8), ((16, 48), 48, 16), ((48, 30), 48, 8)])
@@ -244,14 +244,16 @@ def test_a_resize_in_two_passes_with_the_cipher_in_runs_is_augment_resize_and_en
     prepare = augmenting(cipher, *size, side, p)
     for chosen, source in zip(torch.randperm(9).split(5), (images, spread(images))):
         expected = cipher.encrypt(resize(augment(images[chosen], apart), side))
-        assert torch.equal(prepare(source, chosen, once), blocks(expected, p))
+        assert torch.equal(prepare.batch(source, chosen, once), blocks(expected, p))
 
 
-def test_both_ciphers_say_that_they_only_move_values(key):
+def test_both_ciphers_say_that_they_only_move_values_in_every_block_alike(key):
     places = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16) * 1_000_003
     for cipher in (pixel_shuffle(key, 8), plain_cipher(key, 8)):
         assert cipher.moves and sorted(cipher.encrypt(places).flatten().tolist()) == places.flatten().tolist()
         assert torch.equal(cipher.decrypt(cipher.encrypt(places)), places)
+        block = places[:1, :, :8, :8]
+        assert torch.equal(cipher.encrypt(block.tile(1, 1, 2, 3)), cipher.encrypt(block).tile(1, 1, 2, 3))
 
 
 def test_what_is_freed_is_kept_for_the_next_step():

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from fl.adapter import PATCH_EMBED, digest, group, norm, only, read, sub
 from fl.ciphers.pixel_shuffle import pixel_shuffle
 from fl.datasets import Examples
-from fl.learn import TrainingError, evaluate, fit, normalise, plain, schedule
+from fl.learn import Prepare, TrainingError, evaluate, fit, normalise, plain, schedule
 from fl.models.full import full
 from fl.models.lora_patch import lora_patch
 from fl.models.melo import melo
@@ -126,7 +126,7 @@ def test_no_step_ever_sees_one_image_and_every_epoch_sees_all(n, batch, sizes):
         seen.append(images[chosen, 0, 0, 0].tolist())
         return images[chosen]
 
-    fitted = fit(Linear(), dots(n), Recipe(lr={"head": 0.1}, batch=batch, epochs=3, **STILL), generator(0, "fit"), watch)
+    fitted = fit(Linear(), dots(n), Recipe(lr={"head": 0.1}, batch=batch, epochs=3, **STILL), generator(0, "fit"), Prepare(watch))
     assert [len(s) for s in seen] == sizes * 3 and fitted.steps == len(seen) and fitted.seen == 3 * n
     epochs = [sum(seen[i : i + len(sizes)], []) for i in range(0, len(seen), len(sizes))]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
@@ -182,7 +182,7 @@ def test_the_same_stream_gives_the_same_bytes_and_another_gives_others(tiny, for
 
     def trained(seed: int) -> str:
         model = tiny(lora_patch(2))
-        fit(model, forty, Recipe(lr=RATES, batch=8), generator(seed, "fit"), noisy)
+        fit(model, forty, Recipe(lr=RATES, batch=8), generator(seed, "fit"), Prepare(noisy))
         return digest(read(model))
 
     assert trained(0) == trained(0) != trained(1)

@@ -13,6 +13,7 @@ that the result is `augment`, `resize` and ``cipher.encrypt`` bit for bit.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Callable
 
 import torch
 from torch import Generator, Tensor
@@ -28,12 +29,12 @@ from fl.learn import Prepare
 def augmenting(cipher: Cipher, height: int, width: int, side: int, p: int) -> Prepare:
     """From chosen ones of uint8 (n, 3, height, width) to blocks: augmented, resized where they do not fit, encrypted."""
     if (height, width) == (side, side):
-        return gathering(lambda x: blocks(cipher.encrypt(x), p), side, side)
-    return resizing(cipher, height, width, side, p)
+        return Prepare(gathering(lambda x: blocks(cipher.encrypt(x), p), side, side))
+    return Prepare(resizing(cipher, height, width, side, p), anywhere=False)
 
 
-def resizing(cipher: Cipher, height: int, width: int, side: int, p: int) -> Prepare:
-    """A function that does to the chosen ones of uint8 (n, 3, height, width) what `augment`, `resize` and the cipher do.
+def resizing(cipher: Cipher, height: int, width: int, side: int, p: int) -> Callable[[Tensor, Tensor, Generator], Tensor]:
+    """A `Prepare.batch` that does to the chosen ones of uint8 (n, 3, height, width) what `augment`, `resize` and the cipher do.
 
     It also takes them as `fl.lean.table.spread` leaves them. Returns blocks (n, side / p, side / p, 3, p, p), on the CPU. The
     cipher moves values within blocks, in every block alike (``cipher.moves``).

@@ -17,7 +17,6 @@ import torch
 from torch import Generator, Tensor
 
 from fl.datasets.images import draw, framed
-from fl.learn import Prepare
 
 
 def spread(images: Tensor) -> Tensor:
@@ -25,8 +24,8 @@ def spread(images: Tensor) -> Tensor:
     return framed(torch.stack([images, images.flip(-1)], dim=1))
 
 
-def gathering(move: Callable[[Tensor], Tensor], height: int, width: int) -> Prepare:
-    """A function that does to the chosen ones of uint8 (n, 3, height, width) what `augment` and then ``move`` do.
+def gathering(move: Callable[[Tensor], Tensor], height: int, width: int) -> Callable[[Tensor, Tensor, Generator], Tensor]:
+    """A `Prepare.batch` that does to the chosen ones of uint8 (n, 3, height, width) what `augment` and then ``move`` do.
 
     It also takes them as `spread` leaves them, which is faster where they stay so; on any device, from draws made on the CPU.
     ``move`` takes int64 and only moves values, as a cipher that ``moves`` does. The table takes 24 height * width bytes.

@@ -40,7 +40,7 @@ def ours(images: Tensor, side: int, block: int, precision: str) -> Callable[[Ten
     keep_freed_memory()  # as a client does; the peer has the good of it, too
     stream, prepare = generator(0, "bench", "augment"), augmenting(pixel_shuffle(KEY, block), 32, 32, side, block)
     resident, dtype = spread(images), getattr(torch, precision)
-    return lambda chosen: levels(prepare(resident, chosen, stream), block, dtype)
+    return lambda chosen: levels(prepare.batch(resident, chosen, stream), block, dtype)
 
 
 class Pictures(torch.utils.data.Dataset):

@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import linear as linear_map
 
 from fl.adapter import group, norm, only, read, sub, write
 from fl.ciphers.pixel_shuffle import pixel_shuffle
@@ -17,7 +18,7 @@ from fl.datasets.images import augment, resize
 from fl.lean import choose as choosing
 from fl.lean import lean
 from fl.lean.attention import ATTENTIONS, one_query
-from fl.lean.blocks import blocks
+from fl.lean.blocks import blocks, embedded, levels
 from fl.lean.choose import choose
 from fl.lean.heap import keep_freed_memory
 from fl.lean.merged import MergedQKV
@@ -245,6 +246,19 @@ def test_a_resize_in_two_passes_with_the_cipher_in_runs_is_augment_resize_and_en
     for chosen, source in zip(torch.randperm(9).split(5), (images, spread(images))):
         expected = cipher.encrypt(resize(augment(images[chosen], apart), side))
         assert torch.equal(prepare.batch(source, chosen, once), blocks(expected, p))
+
+
+@pytest.mark.parametrize(("dtype", "side"), [(torch.float32, 16), (torch.float32, 24), (torch.bfloat16, 16)])
+def test_levels_are_the_quotient_less_one_however_the_blocks_lie(dtype, side):
+    images = torch.arange(5 * 3 * side * side).view(5, 3, side, side).to(torch.uint8)
+    expected = blocks(images, 8).flatten(3).to(dtype).div(127.5).sub(1)
+    lying = blocks(images, 8).permute(3, 4, 5, 1, 0, 2).contiguous().permute(4, 3, 5, 0, 1, 2)
+    for given in (images, lying, lying[:3]):
+        found = levels(given, 8, dtype)
+        assert found.dtype == dtype and torch.equal(found, expected[: len(given)])
+    weight, bias = (torch.arange(4 * n).view(4, -1).to(dtype) % 3 for n in (192, 1))
+    plain = linear_map(expected.flatten(1, 2), weight, bias.flatten())
+    torch.testing.assert_close(embedded(levels(lying, 8, dtype), weight, bias.flatten()), plain)
 
 
 def test_both_ciphers_say_that_they_only_move_values_in_every_block_alike(key):

@@ -8,9 +8,14 @@ cheapest, and the product takes the blocks in that order: which of its rows come
 
 from __future__ import annotations
 
+from math import gcd
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+
+LOW, HALF = torch.full((1024,), -1.0), torch.full((1024,), 127.5)  # rows, as torch takes no vectors of a scalar here
 
 
 def blocks(images: Tensor, p: int) -> Tensor:
@@ -23,7 +28,13 @@ def levels(images: Tensor, p: int, dtype: torch.dtype) -> Tensor:
 
     Laid out while they are still bytes. The result lies in memory as the blocks do.
     """
-    return blocks(images, p).flatten(3).to(dtype, copy=True).div_(127.5).sub_(1)
+    x = blocks(images, p).flatten(3).to(dtype, copy=True)
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return x.div_(127.5).sub_(1)
+    row = gcd(x.numel(), len(LOW))
+    lying = x.as_strided((x.numel() // row, row), (row, 1))
+    torch.addcdiv(LOW[:row], lying, HALF[:row], out=lying)  # -1 + x / 127.5 in one pass: quotient and sum are rounded as above
+    return x
 
 
 def embedded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def resizing(cipher: Cipher, height: int, width: int, side: int, p: int) -> Call
     top = torch.arange(0, side, p)
     runs = (((y[:, None] + top) * 3 + channel[:, None]) * p + x[:, None]).flatten()
 
-    def prepare(images: Tensor, chosen: Tensor, stream: Generator) -> Tensor:
+    def batch(images: Tensor, chosen: Tensor, stream: Generator) -> Tensor:
         small = crop(images, chosen, stream).permute(0, 3, 1, 2)
         columns = scaled(small, height, side).unflatten(3, (-1, p)).permute(2, 1, 4, 0, 3).contiguous()
         strips = columns.view(1, height, -1, 3).permute(0, 3, 1, 2)  # any three neighbours will do as channels
@@ -53,4 +53,4 @@ def resizing(cipher: Cipher, height: int, width: int, side: int, p: int) -> Call
         moved = tall.reshape(side * 3 * p, -1).index_select(0, runs)
         return moved.view(3, p, p, side // p, len(chosen), side // p).permute(4, 3, 5, 0, 1, 2)
 
-    return prepare
+    return batch

@@ -36,13 +36,13 @@ def gathering(move: Callable[[Tensor], Tensor], height: int, width: int) -> Call
     length = int(moved.max()) + 1
     table = lru_cache(moved.flatten(1).to)  # by device
 
-    def prepare(images: Tensor, chosen: Tensor, stream: Generator) -> Tensor:
+    def batch(images: Tensor, chosen: Tensor, stream: Generator) -> Tensor:
         dy, dx, flip = draw(len(chosen), height, stream)
         if images.ndim == 4:
             images, chosen = spread(images.index_select(0, chosen.to(images.device))), torch.arange(len(chosen))
-        starts = (chosen * 2 + flip) * (3 * tall * wide) + dy * wide + torch.where(flip, 2 * reach - dx, dx)
+        starts = (2 * chosen + flip) * (3 * tall * wide) + dy * wide + torch.where(flip, 2 * reach - dx, dx)
         runs = images.view(-1).as_strided((images.numel() - length + 1, length), (1, 1))  # one from every byte on, without a copy
         shifted = runs.index_select(0, starts.to(images.device))
         return shifted.gather(1, table(images.device).expand(len(shifted), -1)).view(-1, *moved.shape[1:])
 
-    return prepare
+    return batch

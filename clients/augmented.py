@@ -17,7 +17,9 @@ from fl.lean.table import spread
 from fl.learn import Prepare
 
 
-def augmented(config: Config, cipher: Cipher, share: Share, name: Hashable, plain: Callable[[], Examples]) -> tuple[Examples, Prepare]:
+def augmented(
+    config: Config, cipher: Cipher, share: Share, name: Hashable, plain: Callable[[], Examples]
+) -> tuple[Examples, Prepare]:
     """The ``plain`` images of a ``share``, and what makes a batch of them what the model reads.
 
     The lean step reads blocks, which come of moves of bytes alone; for these the images lie spread on the shelf, under

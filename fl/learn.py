@@ -66,9 +66,10 @@ def fit(
     """Train the parameters of ``model`` that require a gradient, in place, as ``recipe`` says.
 
     ``forward`` computes the model's logits, by default as the model itself does. ``stream`` decides the order of the
-    examples and what ``prepare`` draws. A GPU gets the images once, if it may. ``correction`` is added to the gradient of each step, before it is clipped. A batch too
-    large for memory is taken in pieces (`fl.pieces`). Raises TrainingError for a loss that is not finite, when one image is too
-    large, and for fewer than two examples: a one-image step can give the image away, so none is ever taken.
+    examples and what ``prepare`` draws. A GPU gets the images once, where ``prepare`` works there and they leave it room.
+    ``correction`` is added to the gradient of each step, before it is clipped. A batch too large for memory is taken in pieces
+    (`fl.pieces`). Raises TrainingError for a loss that is not finite, when one image is too large, and for fewer than two
+    examples: a one-image step can give the image away, so none is ever taken.
     """
     if len(examples.labels) < 2:
         raise TrainingError(f"training needs at least 2 images, got {len(examples.labels)}; give this client more")

@@ -1,4 +1,4 @@
-"""On a GPU no operation mixes devices, as far as a machine without one can tell: torch's fake tensors have a device and no values."""
+"""On a GPU no operation mixes devices, as far as torch's fake tensors can tell, which have a device and no values."""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-
-LOW, HALF = torch.full((1024,), -1.0), torch.full((1024,), 127.5)  # rows, as torch takes no vectors of a scalar here
+LOW, HALF = torch.full((1024,), -1.0), torch.full((1024,), 127.5)  # rows: beside scalars torch takes one value at a time
 
 
 def blocks(images: Tensor, p: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from clients import carried
+from clients.augmented import augmented
 from clients.holdings import Holdings, Share, holdings
-from clients.shelf import Shelf
+from clients.shelf import SHELF
 from clients.state import Drawer
 from clients.workbench import Workbench, workbench
 from fl import adapter as adapters
@@ -25,10 +26,10 @@ from fl import keys
 from fl.adapter import PATCH_EMBED, Adapter
 from fl.ciphers import Cipher
 from fl.config import Config, ConfigError, build
+from fl.course import ROWS, Course, Prepare
 from fl.datasets import Examples
-from fl.datasets.images import augment, resize
-from fl.lean.table import gathering
-from fl.learn import Course, Fitted, Prepare, Score, evaluate, fit
+from fl.datasets.images import resize
+from fl.learn import Fitted, Score, evaluate, fit
 from fl.models import fold
 from fl.models.lora import rebase, take_rank
 from fl.provenance import code_digest, versions
@@ -67,13 +68,10 @@ class Client:
         """uint8 (n, 3, h, w) as the source has them -> uint8 as the model reads them: resized, then encrypted."""
         return self.cipher.encrypt(resize(images, self.config.model["image"]))
 
-    @cached_property
-    def augmented(self) -> Prepare:
-        """What happens to a batch under ``recipe.augment``: shifted and mirrored, then prepared; one gather where that does it."""
-        side = self.config.model["image"]
-        if self.config.step == "lean" and self.cipher.moves and self.holdings.train.source.images.shape[-2:] == (side, side):
-            return gathering(self.cipher, side)
-        return lambda images, stream: self.prepare(augment(images, stream))
+    @property
+    def augmented(self) -> tuple[Examples, Prepare]:
+        """The training images before encryption, and what happens to a batch of them under ``recipe.augment``."""
+        return augmented(self.config, self.cipher, self.holdings.train, self._name("spread"), lambda: self.plain)
 
     @property
     def plain(self) -> Examples:
@@ -103,10 +101,10 @@ class Client:
 
         if self.holdings.encrypted:
             return share.examples()
-        return SHELF.get(self.config, (self.holdings.name, self.index, self.of, name), ready)
+        return SHELF.get(self.config, self._name(name), ready)
 
-
-SHELF = Shelf()
+    def _name(self, part: str) -> tuple[str, int, int, str]:
+        return self.holdings.name, self.index, self.of, part
 
 
 @lru_cache(maxsize=128)
@@ -170,7 +168,7 @@ def begin(client: Client, round: int, recipe: Recipe, received: Adapter, run: st
     start = _absorb(client, carried.start(drawer, round, recipe, client.bench.start, given.own))
     variate = carried.variate(drawer, round, given.control) if recipe.control else {}
     correction = _absorb(client, {n: c - variate[n] for n, c in recipe.sent(given.control).items()}) if recipe.control else None
-    images, prepare = (client.plain, client.augmented) if recipe.augment else (client.train, None)
+    images, prepare = client.augmented if recipe.augment else (client.train, ROWS)
     return Task(start, Course(images, generator(client.config.seed, "train", round, client.index), prepare, correction), variate)
 
 

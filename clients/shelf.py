@@ -18,6 +18,11 @@ class Shelf:
         self.config: Config | None = None
         self.kept: dict[Hashable, Examples] = {}
 
+    def fits(self, config: Config, name: Hashable, nbytes: int) -> bool:
+        """Whether something lies under ``name``, or images of ``nbytes`` would find room."""
+        kept = self.kept if config == self.config else {}
+        return name in kept or nbytes + sum(e.images.nbytes for e in kept.values()) <= config.keep * 1e9
+
     def get(self, config: Config, name: Hashable, make: Callable[[], Examples]) -> Examples:
         """What lies under ``name``; made, and laid there if there is room, when nothing does."""
         if config != self.config:
@@ -25,6 +30,9 @@ class Shelf:
         if name in self.kept:
             return self.kept[name]
         examples = make()
-        if sum(e.images.nbytes for e in (examples, *self.kept.values())) <= config.keep * 1e9:
+        if self.fits(config, name, examples.images.nbytes):
             self.kept[name] = examples
         return examples
+
+
+SHELF = Shelf()

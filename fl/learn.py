@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import Iterable, NamedTuple, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fl.adapter import GROUPS, Adapter, check_like, flat, group
+from fl.course import ROWS, Course, Prepare, steps
 from fl.datasets import Examples
 from fl.flat import Flat
 from fl.models import Forward
 from fl.pieces import TrainingError, gradients, within_memory
 from fl.recipe import Recipe
-
-Prepare = Callable[[Tensor, Generator], Tensor]
-"""uint8 images of one batch -> uint8 images as the model reads them: augmented, resized, encrypted."""
 
 
 class Fitted(NamedTuple):
@@ -42,30 +40,12 @@ class Score(NamedTuple):
     examples: int
 
 
-class Course(NamedTuple):
-    """What one client trains on; ``stream`` decides the order of the ``examples`` and what ``prepare`` draws.
-
-    ``correction`` is added to the gradient of each step, before it is clipped.
-    """
-
-    examples: Examples
-    stream: Generator
-    prepare: Prepare | None = None
-    correction: Adapter | None = None
-
-    def batches(self, recipe: Recipe) -> Iterator[Examples]:
-        """What each step reads."""
-        for chosen in _batches(len(self.examples.labels), recipe, self.stream):
-            images, labels = self.examples.at(chosen)
-            yield Examples(self.prepare(images, self.stream) if self.prepare else images, labels)
-
-
 def fit(
     model: nn.Module,
     examples: Examples,
     recipe: Recipe,
     stream: Generator,
-    prepare: Prepare | None = None,
+    prepare: Prepare = ROWS,
     forward: Forward | None = None,
     correction: Adapter | None = None,
 ) -> Fitted:
@@ -76,7 +56,7 @@ def fit(
     image is too large, and for fewer than two examples: a one-image step can give the image away, so none is ever taken.
     """
     course = Course(examples, stream, prepare, correction)
-    return _train(model, [course], course.batches(recipe), recipe, forward or plain(model))[0]
+    return _train(model, [course], course.batches(recipe, _device(model)), recipe, forward or plain(model))[0]
 
 
 def fit_together(model: nn.Module, courses: Sequence[Course], recipe: Recipe, forward: Forward) -> list[Fitted]:
@@ -88,8 +68,8 @@ def fit_together(model: nn.Module, courses: Sequence[Course], recipe: Recipe, fo
     sizes = sorted({len(course.examples.labels) for course in courses})
     if len(sizes) != 1:
         raise TrainingError(f"clients that train together must have as many images each, got {sizes}; train them one by one")
-    steps = zip(*(course.batches(recipe) for course in courses), strict=True)
-    return _train(model, courses, (Examples(*map(torch.stack, zip(*step))) for step in steps), recipe, forward, lead=1)
+    batches = zip(*(course.batches(recipe, _device(model)) for course in courses), strict=True)
+    return _train(model, courses, (Examples(*map(torch.stack, zip(*step))) for step in batches), recipe, forward, lead=1)
 
 
 def _train(
@@ -107,7 +87,7 @@ def _train(
     raw = None if shift is None else torch.zeros_like(grads.buffer)
     start = values.buffer.clone() if recipe.mu else None
     optimizer = _optimizer(groups, recipe)
-    total = recipe.epochs * _steps(n, recipe.batch)
+    total = recipe.epochs * steps(n, recipe.batch)
     model.train()
     losses, seen, taken, began = torch.zeros(grads.buffer.shape[:-1], device=grads.buffer.device), 0, 0, time.monotonic()
     for step, (images, labels) in enumerate(batches):
@@ -138,8 +118,7 @@ def _train(
 @torch.no_grad()
 def evaluate(model: nn.Module, examples: Examples, forward: Forward | None = None, batch: int = 250) -> Score:
     """Cross-entropy and accuracy of ``model`` on images that are ready to be read, as sums; ``forward`` as in `fit`."""
-    device = next(model.parameters()).device
-    forward = forward or plain(model)
+    device, forward = _device(model), forward or plain(model)
     model.eval()
 
     def score(size: int) -> Score:
@@ -182,17 +161,8 @@ def normalise(x: Tensor) -> Tensor:
     return x.to(torch.float32, copy=True).div_(127.5).sub_(1.0)
 
 
-def _steps(n: int, batch: int) -> int:
-    return n // batch + (n % batch > 1) if n >= batch else 1
-
-
-def _batches(n: int, recipe: Recipe, stream: Generator) -> Iterator[Tensor]:
-    """Index batches, reshuffled every epoch; a last batch of one image joins the batch before it."""
-    for _ in range(recipe.epochs):
-        parts = list(torch.randperm(n, generator=stream).split(recipe.batch))
-        if len(parts[-1]) == 1 and len(parts) > 1:
-            parts[-2:] = [torch.cat(parts[-2:])]
-        yield from parts
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _gather(parameters: dict[str, nn.Parameter], lead: int) -> tuple[Flat, Flat, dict[str, list[nn.Parameter]]]:

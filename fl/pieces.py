@@ -82,6 +82,13 @@ def _means(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(-1)
 
 
+def resident(images: Tensor, device: torch.device) -> Tensor:
+    """``images`` on ``device``, moved once; where they are, if they would take more than a quarter of what a GPU has left."""
+    if device.type == "cuda" and images.device != device and 4 * images.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return images
+    return images.to(device)
+
+
 def _left(device: torch.device) -> str:
     """What a GPU says of its memory; a CPU's allocator says nothing."""
     if device.type != "cuda":

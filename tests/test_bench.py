@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fl.ciphers.pixel_shuffle import pixel_shuffle
+from fl.lean.blocks import blocks
 from fl.learn import fit, fit_together
 from fl.provenance import ROOT
 from simulations.bench import aggregate, apps, cipher, data, report, rounds, step, together, whole
@@ -116,9 +117,9 @@ def test_a_target_of_a_machine_that_is_not_here_is_open():
 def test_both_data_paths_give_what_the_model_reads():
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     for side, block in ((32, 4), (224, 16)):
-        ours = data.ours(side, block)(x)
+        ours = data.ours(x, side, block, "float32")(torch.arange(2))
         peer = torch.stack([picture for picture, _ in (data.Pictures(x, side)[i] for i in range(2))])
-        assert ours.shape == peer.shape and ours.dtype == peer.dtype
+        assert ours.shape == blocks(peer, block).flatten(3).shape and ours.dtype == peer.dtype
         assert all(-1 <= float(t.min()) and float(t.max()) <= 1 for t in (ours, peer))
 
 

@@ -12,10 +12,11 @@ from conftest import first
 from test_lean import RATES
 
 from fl import learn
+from fl.course import Course
 from fl.datasets import Examples
 from fl.lean import lean
 from fl.lean.stacked import stack
-from fl.learn import Course, evaluate, fit, fit_together, plain
+from fl.learn import evaluate, fit, fit_together, plain
 from fl.models.full import full
 from fl.models.lora_patch import lora_patch
 from fl.models.lora_sb import lora_sb
@@ -84,13 +85,15 @@ def test_all_but_the_backward_stays_on_a_gpu(tiny, forty, monkeypatch, way):
         for leaf in leaves:
             leaf.grad = torch.zeros_like(leaf, memory_format=torch.contiguous_format) if leaf.grad is None else leaf.grad
 
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
     monkeypatch.setattr(learn, "_gather", gathered)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     assert trained(tiny, forty, "cuda", *way) == STEPS
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])
-def test_a_tensor_that_was_left_behind_is_found(tiny, forty, device):
+def test_a_tensor_that_was_left_behind_is_found(tiny, forty, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
     model = tiny(lora_patch(2))
     with fake.FakeTensorMode(allow_non_fake_inputs=True):
         model.to(device)

@@ -9,18 +9,21 @@ from itertools import product
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import linear as linear_map
 
 from fl.adapter import group, norm, only, read, sub, write
 from fl.ciphers.pixel_shuffle import pixel_shuffle
 from fl.ciphers.plain import plain as plain_cipher
-from fl.datasets.images import augment
+from fl.datasets.images import augment, resize
 from fl.lean import choose as choosing
 from fl.lean import lean
 from fl.lean.attention import ATTENTIONS, one_query
+from fl.lean.blocks import blocks, embedded, levels
 from fl.lean.choose import choose
 from fl.lean.heap import keep_freed_memory
 from fl.lean.merged import MergedQKV
-from fl.lean.table import gathering
+from fl.lean.rows import augmenting
+from fl.lean.table import spread
 from fl.learn import evaluate, fit, plain
 from fl.models import WeightsError
 from fl.models.full import full
@@ -227,16 +230,44 @@ def test_one_gather_is_augment_and_then_encrypt_bit_for_bit(cipher, side, key):
     cipher = cipher(key, 8)
     images = torch.randint(0, 256, (200, 3, side, side), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     once, apart = (generator(0, "augment") for _ in range(2))
-    prepare = gathering(cipher, side)
-    for batch in images.split(64):
-        assert torch.equal(prepare(batch, once), cipher.encrypt(augment(batch, apart)))
+    prepare = augmenting(cipher, side, side, side, 8)
+    for chosen, source in zip(torch.randperm(200).split(64), 2 * (images, spread(images))):
+        expected = cipher.encrypt(augment(images[chosen], apart))
+        assert torch.equal(prepare.batch(source, chosen, once), blocks(expected, 8))
 
 
-def test_both_ciphers_say_that_they_only_move_values(key):
+@pytest.mark.parametrize(("size", "side", "p"), [((32, 32), 224, 16), ((32, 24), 48, 8), ((40, 48), 24, 8), ((16, 48), 48, 16), ((48, 30), 48, 8)])
+@pytest.mark.parametrize("cipher", [pixel_shuffle, plain_cipher])
+def test_a_resize_in_two_passes_with_the_cipher_in_runs_is_augment_resize_and_encrypt_bit_for_bit(cipher, size, side, p, key):
+    cipher = cipher(key, p)
+    images = torch.randint(0, 256, (9, 3, *size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    once, apart = (generator(0, "augment") for _ in range(2))
+    prepare = augmenting(cipher, *size, side, p)
+    for chosen, source in zip(torch.randperm(9).split(5), (images, spread(images))):
+        expected = cipher.encrypt(resize(augment(images[chosen], apart), side))
+        assert torch.equal(prepare.batch(source, chosen, once), blocks(expected, p))
+
+
+@pytest.mark.parametrize(("dtype", "side"), [(torch.float32, 16), (torch.float32, 24), (torch.bfloat16, 16)])
+def test_levels_are_the_quotient_less_one_however_the_blocks_lie(dtype, side):
+    images = torch.arange(5 * 3 * side * side).view(5, 3, side, side).to(torch.uint8)
+    expected = blocks(images, 8).flatten(3).to(dtype).div(127.5).sub(1)
+    lying = blocks(images, 8).permute(3, 4, 5, 1, 0, 2).contiguous().permute(4, 3, 5, 0, 1, 2)
+    for given in (images, lying, lying[:3]):
+        found = levels(given, 8, dtype)
+        assert found.dtype == dtype and torch.equal(found, expected[: len(given)])
+    weight, bias = (torch.arange(4 * n).view(4, -1).to(dtype) % 3 for n in (192, 1))
+    plain = linear_map(expected.flatten(1, 2), weight, bias.flatten())
+    torch.testing.assert_close(embedded(levels(lying, 8, dtype), weight, bias.flatten()), plain)
+
+
+def test_both_ciphers_say_that_they_only_move_values_in_every_block_alike(key):
     places = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16) * 1_000_003
     for cipher in (pixel_shuffle(key, 8), plain_cipher(key, 8)):
         assert cipher.moves and sorted(cipher.encrypt(places).flatten().tolist()) == places.flatten().tolist()
         assert torch.equal(cipher.decrypt(cipher.encrypt(places)), places)
+        block = places[:1, :, :8, :8]
+        assert torch.equal(cipher.encrypt(block.tile(1, 1, 2, 3)), cipher.encrypt(block).tile(1, 1, 2, 3))
 
 
 def test_what_is_freed_is_kept_for_the_next_step():

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from fl.adapter import PATCH_EMBED, digest, group, norm, only, read, sub
 from fl.ciphers.pixel_shuffle import pixel_shuffle
+from fl.course import Prepare
 from fl.datasets import Examples
 from fl.learn import TrainingError, evaluate, fit, normalise, plain, schedule
 from fl.models.full import full
@@ -122,11 +123,11 @@ def test_the_schedule_runs_on_over_rounds_and_never_above_the_peak(warmup):
 def test_no_step_ever_sees_one_image_and_every_epoch_sees_all(n, batch, sizes):
     seen: list[list[int]] = []
 
-    def watch(images, stream):
-        seen.append(images[:, 0, 0, 0].tolist())
-        return images
+    def watch(images, chosen, stream):
+        seen.append(images[chosen, 0, 0, 0].tolist())
+        return images[chosen]
 
-    fitted = fit(Linear(), dots(n), Recipe(lr={"head": 0.1}, batch=batch, epochs=3, **STILL), generator(0, "fit"), watch)
+    fitted = fit(Linear(), dots(n), Recipe(lr={"head": 0.1}, batch=batch, epochs=3, **STILL), generator(0, "fit"), Prepare(watch))
     assert [len(s) for s in seen] == sizes * 3 and fitted.steps == len(seen) and fitted.seen == 3 * n
     epochs = [sum(seen[i : i + len(sizes)], []) for i in range(0, len(seen), len(sizes))]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
@@ -176,12 +177,13 @@ def test_the_loss_falls_and_the_classes_are_learnt(tiny, forty):
 
 
 def test_the_same_stream_gives_the_same_bytes_and_another_gives_others(tiny, forty):
-    def noisy(x: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+    def noisy(images: torch.Tensor, chosen: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        x = images[chosen]
         return x ^ torch.randint(0, 2, x.shape, generator=stream, dtype=torch.uint8)
 
     def trained(seed: int) -> str:
         model = tiny(lora_patch(2))
-        fit(model, forty, Recipe(lr=RATES, batch=8), generator(seed, "fit"), noisy)
+        fit(model, forty, Recipe(lr=RATES, batch=8), generator(seed, "fit"), Prepare(noisy))
         return digest(read(model))
 
     assert trained(0) == trained(0) != trained(1)

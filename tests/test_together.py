@@ -16,11 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clients import together
 from fl.adapter import Adapter, group, norm, only, read, read_rows, sub, write, write_rows
 from fl.config import ConfigError, load
+from fl.course import Course, Prepare
 from fl.datasets import Examples
 from fl.lean import lean
 from fl.lean.attention import ATTENTIONS
 from fl.lean.stacked import stack
-from fl.learn import Course, Fitted, TrainingError, fit, fit_together
+from fl.learn import Fitted, TrainingError, fit, fit_together
 from fl.models import WeightsError
 from fl.models.full import full
 from fl.models.linear import linear
@@ -52,8 +53,10 @@ def courses(forty: Examples, clients: list[int]) -> list[Course]:
     return [Course(pictures(forty, i), generator(i, "stream"), noisy) for i in clients]
 
 
-def noisy(images: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+@Prepare
+def noisy(images: torch.Tensor, chosen: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
     """A draw from the stream for each batch, as an augmentation takes it."""
+    images = images[chosen]
     return images ^ torch.randint(0, 4, images.shape, generator=stream, dtype=torch.uint8)
 
 
@@ -208,7 +211,7 @@ def test_clients_with_different_numbers_of_images_do_not_train_together(tiny, fo
 
 SGD = "precision=float32 recipe.optimizer=sgd recipe.momentum=0"
 RUNS = [
-    "", "strategy=scaffold", "blind=true seal.largest=200", "recipe.augment=true clients=5 data.train=203", "recipe.keep=[head]", "strategy=rolora",
+    "", "strategy=scaffold", "blind=true seal.largest=200", "recipe.augment=true clients=5 data.train=203", "recipe.keep=[head] recipe.lr.head=1 recipe.lr.patch_embed=0.1", "strategy=rolora",
     "strategy=flora", "method=lora_sb", "strategy=flexlora clients=5 data.train=200 +nodes.3.rank=2 +nodes.4.rank=2", "method=linear", "method=melo start=public",
     "strategy=fedex_lora recipe.mu=0.1", "fraction=0.5 clients=6 data.train=240",
 ]  # fmt: skip

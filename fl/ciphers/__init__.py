@@ -21,8 +21,8 @@ class Cipher(NamedTuple):
     up to the order of summation, provided that every channel is normalised alike (Nagamori & Kiya, arXiv 2309.02556,
     "domain adaptation"). A cipher that no patch embedding can absorb leaves both None, and has no keyed start.
 
-    ``moves`` says that ``encrypt`` only moves values, whatever they are: then it also takes int64, and what it does to the
-    places of an image may be composed with a crop and a flip into one gather (`fl.lean.table`).
+    ``moves`` says that ``encrypt`` only moves values, whatever they are, in every block alike: then it also takes int64, and
+    what it does to the places of an image may be composed with a crop and a flip (`fl.lean.table`, `fl.lean.rows`).
     """
 
     encrypt: Callable[[Tensor], Tensor]

@@ -4,7 +4,9 @@
     packed.py       frozen weights laid out once as a CPU's product reads them
     attention.py    attention with its own backward, plain or fused
     heap.py         freed memory kept for the next step
-    table.py        crop, flip and cipher composed into one gather
+    blocks.py       pictures as the patch embedding multiplies them
+    table.py        crop, flip, cipher and that layout composed into one gather
+    rows.py         with a resize between them: its two passes, and whole runs of bytes moved
     stacked.py      several clients at once through the base that they share
     choose.py       which precision and which attention are fast on this machine: measured once, then kept
 
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
 from fl.lean.attention import ATTENTIONS, Attention, one_query
+from fl.lean.blocks import embedded, levels
 from fl.lean.merged import MergedQKV, WholeQKV
 from fl.lean.packed import Frozen
 from fl.lean.stacked import affine
@@ -44,7 +47,8 @@ class Block(NamedTuple):
 def lean(model: nn.Module, precision: str, attention: str) -> Forward:
     """``model`` as a function, uint8 images (n, 3, h, w) -> float32 logits (n, classes), to train and to evaluate with.
 
-    Of a `stacked.stack` of C clients, (C, n, 3, h, w) -> (C, n, classes).
+    It takes the same images as blocks, too, (n, h / p, w / p, 3, p, p), as `fl.lean.table` and `fl.lean.rows` make them. Of a
+    `stacked.stack` of C clients, (C, n, ...) -> (C, n, classes).
     ``precision`` is float32 or bfloat16, ``attention`` plain or fused. In bfloat16 the frozen parameters of ``model`` are
     turned into it in place, those below LoRA excepted; what trains stays float32. Raises WeightsError for a model with
     parts that this step does not know.
@@ -58,11 +62,12 @@ def lean(model: nn.Module, precision: str, attention: str) -> Forward:
     blocks = [_block(block, dtype) for block in model.blocks]
 
     def forward(images: Tensor) -> Tensor:
-        x = _embed(model, images.flatten(0, -4), dtype)
+        each = 3 if images.ndim < 6 else 5  # axes of a picture, or of one in blocks
+        x = _embed(model, images.flatten(0, -each - 1), dtype)
         for block in blocks[:-1]:
             x = _whole(block, x, attend)
         x = _norm(model.norm, _last(blocks[-1], x))
-        return affine(x.float(), model.head.weight, model.head.bias).view(*images.shape[:-3], -1)
+        return affine(x.float(), model.head.weight, model.head.bias).view(*images.shape[:-each], -1)
 
     return forward
 
@@ -74,13 +79,11 @@ def _block(block: nn.Module, dtype: torch.dtype) -> Block:
 
 
 def _embed(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 (n, 3, h, w) -> tokens (n, 1 + T, d). Patches are laid out as a Conv2d weight counts them, while still bytes."""
-    n, channels, h, w = images.shape
+    """uint8 (n, 3, h, w), or that in blocks -> tokens (n, 1 + T, d)."""
     weight, bias = model.patch_embed.proj.weight, model.patch_embed.proj.bias
-    p = weight.shape[-1]
-    patches = images.view(n, channels, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(n, (h // p) * (w // p), -1)
-    x = affine(patches.to(dtype).div_(127.5).sub_(1), weight.flatten(-3).to(dtype), bias.to(dtype))
-    return torch.cat([model.cls_token.to(dtype).expand(n, -1, -1), x], dim=1) + model.pos_embed.to(dtype)
+    x = levels(images, weight.shape[-1], dtype)
+    x = embedded(x, weight.flatten(-3).to(dtype), bias.to(dtype))
+    return torch.cat([model.cls_token.to(dtype).expand(len(x), -1, -1), x], dim=1) + model.pos_embed.to(dtype)
 
 
 def _whole(block: Block, x: Tensor, attend: Attention) -> Tensor:

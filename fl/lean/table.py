@@ -1,44 +1,48 @@
-"""Crop, flip and cipher as one gather: each is a move of pixels, so their composition is a table of places.
+"""Crop, flip and whatever else moves pixels as one gather: the composition of moves is a table of places.
 
-    out[j] = padded[dy * wide + dx + table[flip][j]]        j = 0 ... 3 h w - 1
+    out[j] = spread[flip, dy * wide + dx' + table[j]]        j = 0 ... 3 h w - 1;   dx' = dx, or 2 reach - dx if mirrored
 
-Where each value of the augmented, encrypted picture comes from in the padded one. A shift adds the same to every place, so
-two rows are enough, straight and mirrored, made once by sending the *places* of a picture through the very functions that
-pictures go through. A shift is where a picture's run of bytes begins, a copy; then the straight and the mirrored ones of a
-batch are a gather each, and the cipher costs nothing.
+Where each value of the augmented, encrypted, laid out picture comes from in the framed one. A shift adds the same to every
+place, so one row is enough, made once by sending the *places* of a picture through the very functions that pictures go
+through. A shift, like a choice between a picture and its mirror image, is where a run of bytes begins: a copy. Then one
+gather moves a batch, and the cipher and the layout cost nothing.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Callable
+
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 
-from fl.ciphers import Cipher
-from fl.datasets.images import draw
-from fl.learn import Prepare
+from fl.datasets.images import draw, framed
 
 
-def gathering(cipher: Cipher, side: int) -> Prepare:
-    """A function that does to uint8 (n, 3, side, side) what `augment` and then ``cipher.encrypt`` do, from the same draws.
+def spread(images: Tensor) -> Tensor:
+    """uint8 (n, 3, h, w) -> (n, 2, 3, h + 2 reach, w + 2 reach): each picture and its mirror image, framed as `augment` has it."""
+    return framed(torch.stack([images, images.flip(-1)], dim=1))
 
-    The cipher only moves values (``cipher.moves``). The table takes 48 side^2 bytes: 48 kB at 32 pixels.
+
+def gathering(move: Callable[[Tensor], Tensor], height: int, width: int) -> Callable[[Tensor, Tensor, Generator], Tensor]:
+    """A `Prepare.batch` that does to the chosen ones of uint8 (n, 3, height, width) what `augment` and then ``move`` do.
+
+    It also takes them as `spread` leaves them, which is faster where they stay so; on any device, from draws made on the CPU.
+    ``move`` takes int64 and only moves values, as a cipher that ``moves`` does. The table takes 24 height * width bytes.
     """
-    reach = side // 8
-    wide = side + 2 * reach
-    corner = torch.arange(3 * wide * wide).view(1, 3, wide, wide)[..., :side, :side]
-    table = cipher.encrypt(torch.cat([corner, corner.flip(-1)])).flatten(1)
-    length = int(table.max()) + 1
+    reach = height // 8
+    tall, wide = height + 2 * reach, width + 2 * reach
+    moved = move(torch.arange(3 * tall * wide).view(1, 3, tall, wide)[..., :height, :width])
+    length = int(moved.max()) + 1
+    table = lru_cache(moved.flatten(1).to)  # by device
 
-    def prepare(images: Tensor, stream: Generator) -> Tensor:
-        dy, dx, flip = draw(len(images), side, stream)
-        padded = pad(images, (reach, reach, reach, reach)).flatten()
-        starts = torch.arange(len(images)) * (padded.numel() // len(images)) + dy * wide + dx
-        windows = padded.as_strided((padded.numel() - length + 1, length), (1, 1))  # one from every byte on, without a copy
-        order = torch.argsort(flip.byte(), stable=True)  # the straight ones first
-        shifted = windows.index_select(0, starts[order])  # runs of bytes, so that one row of places serves all pictures
-        straight = len(images) - int(flip.sum())
-        moved = [part.gather(1, places.expand(len(part), -1)) for part, places in zip(shifted.tensor_split([straight]), table)]
-        return torch.cat(moved).index_select(0, torch.argsort(order)).view_as(images)
+    def batch(images: Tensor, chosen: Tensor, stream: Generator) -> Tensor:
+        dy, dx, flip = draw(len(chosen), height, stream)
+        if images.ndim == 4:
+            images, chosen = spread(images.index_select(0, chosen.to(images.device))), torch.arange(len(chosen))
+        starts = (2 * chosen + flip) * (3 * tall * wide) + dy * wide + torch.where(flip, 2 * reach - dx, dx)
+        runs = images.view(-1).as_strided((images.numel() - length + 1, length), (1, 1))  # one from every byte on, without a copy
+        shifted = runs.index_select(0, starts.to(images.device))
+        return shifted.gather(1, table(images.device).expand(len(shifted), -1)).view(-1, *moved.shape[1:])
 
-    return prepare
+    return batch

@@ -1,6 +1,8 @@
 """The way of a picture into the model, on one core: crop and flip (and resize), beside torch's DataLoader with PIL.
 
 Ours also encrypts; the first DataLoader does not, which is to its advantage, the second does the same work, block by block.
+Each path ends where a model's first product begins: theirs at float32 pictures, which a convolution lays out in blocks by
+itself; ours at blocks in [-1, 1], in either precision of the lean step.
 """
 
 from __future__ import annotations
@@ -12,15 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fl.ciphers.pixel_shuffle import pixel_shuffle
-from fl.datasets.images import augment, resize
+from fl.lean.blocks import levels
 from fl.lean.heap import keep_freed_memory
-from fl.lean.table import gathering
-from fl.learn import normalise
+from fl.lean.rows import augmenting
+from fl.lean.table import spread
 from fl.randomness import generator
 from simulations.bench.cipher import KEY
 from simulations.bench.flower_vit.task import transform
 from simulations.bench.machine import machine
-from simulations.bench.pairs import faster, race, rate
+from simulations.bench.pairs import Work, faster, race, rate
 from simulations.bench.report import Check, Options, Row, Section
 
 CASES = ((32, 4, 2048, 30), (224, 16, 256, 10))  # side, block, pictures, and the target
@@ -33,14 +35,12 @@ def run(options: Options) -> Iterator[Section]:
     return (compare(side, block, count // less, target, options.pairs) for side, block, count, target in CASES)
 
 
-def ours(side: int, block: int) -> Callable[[Tensor], Tensor]:
-    """One batch, uint8 (n, 3, 32, 32) -> float32 (n, 3, side, side), as a client prepares it while it trains."""
+def ours(images: Tensor, side: int, block: int, precision: str) -> Callable[[Tensor], Tensor]:
+    """The chosen ones of uint8 (n, 3, 32, 32) as the first product of a client's lean step reads them, side x side."""
     keep_freed_memory()  # as a client does; the peer has the good of it, too
-    stream, cipher = generator(0, "bench", "augment"), pixel_shuffle(KEY, block)
-    if side == 32:
-        gathered = gathering(cipher, side)
-        return lambda images: normalise(gathered(images, stream))
-    return lambda images: normalise(cipher.encrypt(resize(augment(images, stream), side)))
+    stream, prepare = generator(0, "bench", "augment"), augmenting(pixel_shuffle(KEY, block), 32, 32, side, block)
+    resident, dtype = spread(images), getattr(torch, precision)
+    return lambda chosen: levels(prepare.batch(resident, chosen, stream), block, dtype)
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -60,24 +60,23 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def compare(side: int, block: int, count: int, target: float, pairs: int) -> Section:
-    """Pictures a second through both."""
+    """Pictures a second through all of them, each as its own model's first product reads them."""
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
-    peer, equal, own = "DataLoader, PIL", "DataLoader, PIL, with encryption", "ours, with encryption"
+    peer, equal = "DataLoader, PIL", "DataLoader, PIL, with encryption"
+    own = {f"ours, with encryption, {precision}": precision for precision in ("float32", "bfloat16")}
     loaders = {name: DataLoader(Pictures(images, side, b), BATCH, shuffle=True) for name, b in ((peer, 0), (equal, block))}
-    prepare = ours(side, block)
 
-    def batches() -> None:
-        for chosen in torch.randperm(count).split(BATCH):
-            prepare(images.index_select(0, chosen))  # as Examples.at does
+    def through(precision: str) -> Work:
+        prepare = ours(images, side, block, precision)
+        return lambda: sum(len(prepare(chosen)) for chosen in torch.randperm(count).split(BATCH))
 
     peers = {name: lambda loader=loader: sum(1 for _ in loader) for name, loader in loaders.items()}
-    seconds = race({**peers, own: batches}, pairs)
-    ceiling = machine().copy / (4 * 3 * side * side)
-    limit = f"{ceiling:,.0f} img/s written once"
-    checks = tuple(Check(faster(seconds, own, p).median, ">=", target, f"x {p}", ceiling / rate(seconds, p, count)) for p in peers)
-    rows = [
-        Row(peer, rate(seconds, peer, count), "img/s", faster(seconds, peer, peer), limit),
-        Row(equal, rate(seconds, equal, count), "img/s", faster(seconds, equal, peer), limit),
-        Row(own, rate(seconds, own, count), "img/s", faster(seconds, own, peer), limit, checks),
-    ]
-    return Section("data", f"32 x 32 pictures to {side} x {side} float32, batch {BATCH}, one core", peer, rows)
+    seconds = race({**peers, **{name: through(precision) for name, precision in own.items()}}, pairs)
+
+    def row(name: str) -> Row:
+        ceiling = machine().copy / (getattr(torch, own.get(name, "float32")).itemsize * 3 * side * side)
+        checks = (Check(faster(seconds, name, p).median, ">=", target, f"x {p}", ceiling / rate(seconds, p, count)) for p in peers)
+        figures = rate(seconds, name, count), "img/s", faster(seconds, name, peer), f"{ceiling:,.0f} img/s written once"
+        return Row(name, *figures, tuple(checks) if name in own else ())
+
+    return Section("data", f"32 x 32 pictures to {side} x {side}, batch {BATCH}, one core", peer, [row(name) for name in seconds])

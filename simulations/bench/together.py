@@ -12,11 +12,12 @@ from typing import Iterator, NamedTuple
 import torch
 
 from fl import adapter as adapters
+from fl.course import Course
 from fl.lean import lean
 from fl.lean.choose import choose
 from fl.lean.heap import keep_freed_memory
 from fl.lean.stacked import stack
-from fl.learn import Course, fit, fit_together
+from fl.learn import fit, fit_together
 from fl.models.demo import NAME, SHAPE
 from fl.models.lora_patch import lora_patch
 from fl.models.vit import vit

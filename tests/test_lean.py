@@ -251,7 +251,7 @@ def test_a_resize_in_two_passes_with_the_cipher_in_runs_is_augment_resize_and_en
 @pytest.mark.parametrize(("dtype", "side"), [(torch.float32, 16), (torch.float32, 24), (torch.bfloat16, 16)])
 def test_levels_are_the_quotient_less_one_however_the_blocks_lie(dtype, side):
     images = torch.arange(5 * 3 * side * side).view(5, 3, side, side).to(torch.uint8)
-    expected = blocks(images, 8).flatten(3).to(dtype).div(127.5).sub(1)
+    expected = blocks(images, 8).flatten(3).float().div(127.5).sub(1).to(dtype)
     lying = blocks(images, 8).permute(3, 4, 5, 1, 0, 2).contiguous().permute(4, 3, 5, 0, 1, 2)
     for given in (images, lying, lying[:3]):
         found = levels(given, 8, dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fl.lean.stacked import affine
 
+PIECE = 256  # rows, which stay in a core's cache from one operation to the next
 LOW, HALF = torch.full((1024,), -1.0), torch.full((1024,), 127.5)  # rows: beside scalars torch takes one value at a time
 
 
@@ -28,13 +29,18 @@ def levels(images: Tensor, p: int, dtype: torch.dtype) -> Tensor:
 
     Laid out while they are still bytes. The result lies in memory as the blocks do.
     """
-    x = blocks(images, p).flatten(3).to(dtype, copy=True)
-    if x.dtype != torch.float32 or x.device.type != "cpu":
-        return x.div_(127.5).sub_(1)
+    x = blocks(images, p).flatten(3)
+    if x.device.type != "cpu":
+        return x.to(torch.float32, copy=True).div_(127.5).sub_(1).to(dtype)
+    made = torch.empty_like(x, dtype=dtype)
+    x = x if x.stride() == made.stride() else torch.empty_like(made, dtype=x.dtype).copy_(x)
     row = gcd(x.numel(), len(LOW))
-    lying = x.as_strided((x.numel() // row, row), (row, 1))
-    torch.addcdiv(LOW[:row], lying, HALF[:row], out=lying)  # -1 + x / 127.5 in one pass: quotient and sum are rounded as above
-    return x
+    for given, some in zip(*(t.as_strided((t.numel() // row, row), (row, 1)).split(PIECE) for t in (x, made))):
+        values = some.copy_(given) if dtype == torch.float32 else given.float()  # exacter and quicker than to divide in bfloat16
+        torch.addcdiv(LOW[:row], values, HALF[:row], out=values)  # -1 + x / 127.5, quotient and sum rounded one after the other
+        if values is not some:
+            some.copy_(values)
+    return made
 
 
 def embedded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

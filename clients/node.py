@@ -141,14 +141,15 @@ def named(name: str) -> None:
 
 
 def main(words: list[str]) -> int:
-    """The node, until its SuperNode ends or SIGTERM comes. Returns the SuperNode's exit status."""
+    """The node, until its SuperNode ends or SIGTERM or SIGINT comes. Returns the SuperNode's exit status."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="9094")
     at, _ = parser.parse_known_args(words)
     address, own, secret, (listens, rings) = f"{at.host}:{at.port}", os.getpid(), secrets.token_bytes(32), os.pipe()
     os.set_blocking(rings, False)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for end in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(end, lambda *_: sys.exit(0))
     node = fork(target=supernode, args=(words, own, secret, rings))
     node.start()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from clients import node
 from fl.wire import backoff
+from simulations import edge
 
 ATTENDED = """
 import logging, os, signal, sys, time
@@ -85,12 +87,12 @@ def test_a_node_ends_with_its_supernode_and_as_it_did_and_takes_the_work_along()
 
 def test_a_node_that_is_told_to_end_takes_the_supernode_along():
     with python(WHOLE) as process:
-        pid = int(process.stdout.readline().split()[1])
-        assert process.stdout.readline().startswith("client")
+        said = dict(process.stdout.readline().split() for _ in range(2))  # in any order
+        assert said["client"] == "127.0.0.1:9094"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+        os.kill(int(said["supernode"]), 0)
 
 
 def test_a_client_app_that_will_not_end_is_killed():
@@ -203,3 +205,10 @@ def test_a_module_without_such_a_function_stays_as_it_is():
         module = SimpleNamespace(**known)
         backoff.sooner(module)
         assert vars(module) == known
+
+
+def test_what_a_round_costs_beyond_its_slowest_clients_training_is_told(tmp_path):
+    rows = [(1.5, [0.5, 1.0]), (3.0, [1.0, 0.25]), (9.0, [2.0])]
+    lines = [json.dumps({"seconds": s, "clients": [{"seconds": c} for c in clients]}) for s, clients in rows]
+    (tmp_path / "rounds.jsonl").write_text("\n".join(lines) + "\n")
+    assert edge.pace(tmp_path) == "a round took 3.00 s, 2.00 s more than its slowest client's training"

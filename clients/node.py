@@ -30,7 +30,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Callable
 
 WARM = (
-    "torch", "timm", "torchvision.transforms.v2", "hydra", "pydantic", "safetensors.torch", "flwr.clientapp", "flwr.supernode.runtime.run_clientapp",
+    "torch", "timm", "torchvision.transforms.v2", "hydra", "pydantic", "safetensors.torch",
+    "flwr.clientapp", "flwr.supernode.runtime.run_clientapp",
 )  # fmt: skip
 OURS = ("clients", "conf", "fl", "simulations", "strategies")  # never warm: a run brings its own
 LAZY = 3.0  # seconds between two looks for a task when nothing rings
@@ -59,7 +60,7 @@ def attend(supernode: BaseProcess, bell: int, acquire: Callable[[], str], work: 
 
 
 def acquirer(address: str, secret: bytes) -> Callable[[], str]:
-    """What asks the SuperNode at ``address`` for the token of a ClientApp's task, and gives "" where none waits or it is not up."""
+    """What asks the SuperNode at ``address`` for a ClientApp's token, and gives "" where none waits or it is not up."""
     import httpx
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
     from flwr.supercore.constant import TaskType
@@ -86,6 +87,7 @@ def client_app(address: str, parent: int, token: str) -> None:
     gc.freeze()  # a collection would copy the pages that are shared with the process this was forked from
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what Flower goes back to once it has one: a second must not cut its way out short
     run_clientapp(address, token, insecure=True, parent_pid=parent, runtime_dependency_install=False)
 
 
@@ -100,6 +102,7 @@ def supernode(words: list[str], parent: int, secret: bytes, bell: int) -> None:
     sys.argv = ["flower-supernode", *words, "--isolation", "process", "--superexec-auth-secret-file", f"/dev/fd/{read}"]
     start_parent_process_monitor(parent)
     hasten(importlib.import_module("flwr.supernode.start_client_internal"), lambda: os.write(bell, b"."))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as above
     flower_supernode()
 
 
@@ -146,7 +149,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="9094")
     at, _ = parser.parse_known_args(words)
-    address, own, secret, (listens, rings) = f"{at.host}:{at.port}", os.getpid(), secrets.token_bytes(32), os.pipe()
+    address, own, secret = f"{at.host}:{at.port}", os.getpid(), secrets.token_bytes(32)
+    listens, rings = os.pipe()
     os.set_blocking(rings, False)
     for end in (signal.SIGTERM, signal.SIGINT):
         signal.signal(end, lambda *_: sys.exit(0))

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -193,6 +194,13 @@ def test_a_supernode_ends_with_the_process_that_its_clients_are_forked_from_and_
     os.kill(warm, signal.SIGKILL)
     online.await_nodes()
     assert not processes._alive(supernode)
+
+
+def test_a_node_that_is_asked_to_end_takes_its_leave_though_all_its_processes_are_asked(online):
+    said, node, online.nodes[1] = len(online.log("node-1")), online.nodes[1], None
+    began = time.monotonic()
+    processes.end(node)
+    assert "SuperNode terminated gracefully" in online.log("node-1")[said:] and time.monotonic() - began < 8
 
 
 def test_what_is_up_is_measured_and_what_is_killed_is_gone(online):

@@ -59,7 +59,7 @@ exec flower-superlink --host 127.0.0.1 --port "$VEILORA_PORT" --enable-supernode
 
 NODE_START = """\
 #!/bin/sh
-# Starts this machine's SuperNode, and beside it the process that its ClientApps are forked from.
+# Starts this machine's SuperNode and the process that its ClientApps are forked from.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 set -a; . "$here/engine.env"; set +a

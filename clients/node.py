@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -87,7 +88,7 @@ def client_app(address: str, parent: int, token: str) -> None:
     gc.freeze()  # a collection would copy the pages that are shared with the process this was forked from
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what Flower goes back to once it has one: a second must not cut its way out short
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which Flower goes back to after a first: a second cut its way out short
     run_clientapp(address, token, insecure=True, parent_pid=parent, runtime_dependency_install=False)
 
 
@@ -159,7 +160,7 @@ def main(words: list[str]) -> int:
     try:
         for name in WARM:
             importlib.import_module(name)
-        attend(node, listens, acquirer(address, secret), lambda token: client_app(address, own, token))
+        attend(node, listens, acquirer(address, secret), partial(client_app, address, own))
     finally:
         ending = multiprocessing.active_children()
         for process in ending:

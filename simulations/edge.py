@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Iterator, NamedTuple, Sequence
 
 from clients.kit import KitError, deploy
@@ -207,6 +208,13 @@ def edge(folder: Path, nodes: int, proxied: bool | None = None, database: bool =
         site.down()
 
 
+def pace(run: Path) -> str:
+    """How long the rounds of a run were, and how much of that was not their slowest client's training; medians."""
+    rows = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    beyond = [row["seconds"] - max((client.get("seconds", 0) for client in row["clients"]), default=0) for row in rows]
+    return f"a round took {median(row['seconds'] for row in rows):.2f} s, {median(beyond):.2f} s more than its slowest client's training"
+
+
 def main(arguments: list[str]) -> int:
     """The command. Returns 0 when the run completed, 2 for a bad override, 4 when the run failed or an engine did not start."""
     parser = argparse.ArgumentParser(prog="python -m simulations.edge", description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -225,6 +233,7 @@ def main(arguments: list[str]) -> int:
             came = "through nginx" if site.proxied else "straight to the SuperLink"
             print(f"{options.nodes} nodes are online, over TLS, {came}", flush=True)
             completed, output = site.run(overrides)
+        print(pace(output)) if completed else None
         print(f"output: {output}\nlogs: {folder / 'logs'}; the folder stays, with the image key of this site, {folder / 'key'}")
         return 0 if completed else site.operator.status
     except (ConfigError, KitError, keys.KeyFileError) as error:

@@ -56,16 +56,19 @@ class Watch(threading.Thread):
 
 
 def lasting(root: int) -> int:
-    """The proportional set size, in bytes, of the process ``root`` and its descendants but those that live for one message."""
-    passing = {pid for pid in processes.tree(root) if PASSING in command(pid)}
+    """The resident bytes of the process ``root`` and its descendants but those that live for one message.
+
+    Not the proportional ones: a warm process shares its pages with the ClientApp that it forks, and they would halve meanwhile.
+    """
+    passing = {pid for pid in processes.tree(root) if called(pid) == PASSING}
     gone = {below for pid in passing for below in processes.tree(pid)}
-    return sum(processes.alone(pid).pss for pid in processes.tree(root) if pid not in gone)
+    return sum(processes.alone(pid).rss for pid in processes.tree(root) if pid not in gone)
 
 
-def command(pid: int) -> str:
-    """The words that a process was started with; nothing once it is gone."""
+def called(pid: int) -> str:
+    """What a process calls itself; nothing once it is gone."""
     try:
-        return (processes.PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return (processes.PROC / str(pid) / "comm").read_text().strip()
     except OSError:
         return ""
 

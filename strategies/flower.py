@@ -18,6 +18,7 @@ from fl.adapter import Adapter, digest
 from fl.config import Config
 from fl.journal import Journal
 from fl.provenance import code_digest
+from fl.wire.backoff import sooner
 from fl.wire.coding import WHOLE
 from fl.wire.flat import Packed, WireError, unpack
 from fl.wire.ledger import Entry, entry
@@ -37,6 +38,7 @@ def federate(grid: Grid, config: Config, journal: Journal) -> dict[str, Any]:
 
     Raises RunFailed (of which QuorumLost is one), RollCallError, IntegrityError and ConfigError.
     """
+    sooner(sys.modules[type(grid).__module__])
     ledger: list[Entry] = []
     nodes, rolls = roll_call(grid, config, journal, ledger)
     start = starting_adapter(grid, config, nodes[0], rolls[0], ledger)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import threading
+import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -177,6 +180,27 @@ def test_the_proxy_lets_in_the_fleet_api_and_nothing_else(online, tmp_path):
     with pytest.raises(EngineError, match="refused the run"):
         outside.follow(ROOT, [], show=False)
     assert online.online() == 2, "and the nodes work on through it"
+
+
+def test_a_node_gives_no_task_to_who_has_not_the_secret_of_its_start(online):
+    with closing(http.client.HTTPConnection("127.0.0.1", online.plan.node_port, timeout=10)) as line:
+        line.request("POST", "/v1/runtime/acquire-task", headers={"Content-Type": "application/protobuf"})
+        assert line.getresponse().status == 401
+
+
+def test_a_supernode_ends_with_the_process_that_its_clients_are_forked_from_and_both_come_back(online):
+    _, warm, supernode = processes.tree(online.nodes[0].pid)
+    online.before[0] = len(online.log("node-0"))
+    os.kill(warm, signal.SIGKILL)
+    online.await_nodes()
+    assert not processes._alive(supernode)
+
+
+def test_a_node_that_is_asked_to_end_takes_its_leave_though_all_its_processes_are_asked(online):
+    said, node, online.nodes[1] = len(online.log("node-1")), online.nodes[1], None
+    began = time.monotonic()
+    processes.end(node)
+    assert "SuperNode terminated gracefully" in online.log("node-1")[said:] and time.monotonic() - began < 8
 
 
 def test_what_is_up_is_measured_and_what_is_killed_is_gone(online):

@@ -50,5 +50,6 @@ This folder belongs at @home@.
      sudo -u veilora @venv@/bin/veilora doctor @home@
 5. Start
      systemctl enable --now @home@/supernode.service
+   Two processes last: the SuperNode, and the one that has torch imported, from which a ClientApp is forked for each message.
    In containers: VEILORA_USER=$(id -u veilora):$(id -g veilora) docker compose up -d
 """

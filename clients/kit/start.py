@@ -59,14 +59,14 @@ exec flower-superlink --host 127.0.0.1 --port "$VEILORA_PORT" --enable-supernode
 
 NODE_START = """\
 #!/bin/sh
-# Starts this machine's SuperNode.
+# Starts this machine's SuperNode and the process that its ClientApps are forked from.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 set -a; . "$here/engine.env"; set +a
 umask 077
 mkdir -p "$FLWR_HOME"
 cd "$FLWR_HOME"
-exec flower-supernode --superlink "$VEILORA_SUPERLINK" --root-certificates "$here/ca.crt" \\
+exec python3 -P -m clients.node --superlink "$VEILORA_SUPERLINK" --root-certificates "$here/ca.crt" \\
     --auth-supernode-private-key "$here/node.key" --host 127.0.0.1 --port "$VEILORA_PORT" \\
     --node-config "$here/node.toml"
 """

@@ -1,0 +1,214 @@
+"""The warm node: a ClientApp that crashes ends alone, what is warm is no run's code, and the sleeps are short and never longer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from clients import node
+from fl.wire import backoff
+from simulations import edge
+
+ATTENDED = """
+import logging, os, signal, sys, time
+from clients import node
+
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+told = ["one", "killed", "raises", "", "two"]
+
+def work(token):
+    if token == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert token != "raises"
+    print(token, os.getpid() != parent, flush=True)
+
+def acquire():
+    if told:
+        return told.pop(0)
+    os.kill(supernode.pid, signal.SIGTERM)
+    supernode.join()
+    return ""
+
+parent, (listens, rings) = os.getpid(), os.pipe()
+os.write(rings, b"......")
+supernode = node.fork(target=time.sleep, args=(60,))
+supernode.start()
+node.LAZY = 0.01
+node.attend(supernode, listens, acquire, work)
+try:
+    print("left", os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("none left", flush=True)
+"""
+
+WHOLE = """
+import os, signal, sys, time
+from clients import node
+
+def supernode(words, parent, secret, bell):
+    print("supernode", os.getpid(), flush=True)
+    time.sleep(0.3 if "ends" in words else 60)
+    sys.exit(7)
+
+node.LAZY, node.supernode, node.WARM, node.acquirer = 0.01, supernode, (), lambda address, secret: lambda: "task"
+node.client_app = lambda address, parent, token: (print("client", address, flush=True), time.sleep(60))
+sys.exit(node.main(sys.argv[1:]))
+"""
+
+
+def python(script: str, *words: str, **more) -> subprocess.Popen:
+    """A fresh interpreter, in which nobody has started a thread before it forks."""
+    return subprocess.Popen([sys.executable, "-W", "error", "-c", script, *words], stdout=subprocess.PIPE, text=True, **more)
+
+
+def test_a_client_app_that_crashes_ends_alone_and_none_is_left_as_a_zombie():
+    with python(ATTENDED, stderr=subprocess.DEVNULL) as process:
+        said = process.communicate(timeout=30)[0].splitlines()
+    assert [line for line in said if not line.startswith("a ClientApp")] == ["one True", "two True", "none left"]
+    assert [line.split(";")[0] for line in said if line.startswith("a ClientApp")] == [
+        "a ClientApp's process ended with -9", "a ClientApp's process ended with 1",
+    ]  # fmt: skip
+
+
+def test_a_node_ends_with_its_supernode_and_as_it_did_and_takes_the_work_along():
+    with python(WHOLE, "--port", "77", "ends") as process:
+        said = process.communicate(timeout=30)[0]
+    assert process.returncode == 7 and "client 127.0.0.1:77" in said
+
+
+def test_a_node_that_is_told_to_end_takes_the_supernode_along():
+    with python(WHOLE) as process:
+        said = dict(process.stdout.readline().split() for _ in range(2))  # in any order
+        assert said["client"] == "127.0.0.1:9094"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said["supernode"]), 0)
+
+
+def test_a_client_app_that_will_not_end_is_killed():
+    deaf = WHOLE.replace("print(\"client\", address, flush=True)", "signal.signal(signal.SIGTERM, signal.SIG_IGN), print('deaf', flush=True)")
+    with python(deaf.replace("node.LAZY", "node.GRACE, node.LAZY").replace("= 0.01", "= 0.1, 0.01"), "ends") as process:
+        said = process.communicate(timeout=30)[0]
+    assert process.returncode == 7 and "deaf" in said
+
+
+def test_the_code_that_works_is_the_bundles_though_the_nodes_own_was_there_first(tmp_path):
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "clients" / "__init__.py").write_text("of = 'the bundle'\n")
+    script = f"""
+import sys, types
+from clients import node
+
+def run_clientapp(address, token, **more):
+    sys.path.insert(0, {str(tmp_path)!r})
+    import clients
+    print(address, token, clients.of, sorted(more.items()))
+
+sys.modules["flwr.supernode.runtime.run_clientapp"] = types.SimpleNamespace(run_clientapp=run_clientapp)
+node.client_app("here:1", 5, "token")
+"""
+    with python(script) as process:
+        said = process.communicate(timeout=30)[0]
+    assert said == "here:1 token the bundle [('insecure', True), ('parent_pid', 5), ('runtime_dependency_install', False)]\n"
+
+
+@pytest.mark.slow
+def test_what_is_warm_is_third_parties_has_no_thread_and_leaves_cuda_alone():
+    script = """
+import importlib, os, sys, threading, torch
+asked = []
+for name in ("is_available", "device_count", "_lazy_init"):
+    setattr(torch.cuda, name, lambda *a, n=name: asked.append(n))
+from clients.node import OURS, WARM
+for name in WARM:
+    importlib.import_module(name)
+ours = {name for name in sys.modules if name.partition(".")[0] in OURS}
+print(asked, torch.cuda.is_initialized(), threading.active_count(), sorted(ours), flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[] False 1 ['clients', 'clients.node']\n", done.stderr
+
+
+@pytest.mark.parametrize("most, waited, seconds", [(3, 0, 0.1), (3, 2, 0.1), (3, 20, 1), (3, 60, 3), (3, 900, 3), (0.6, 0, 0.02), (0.6, 6, 0.3)])
+def test_a_pause_is_short_at_first_and_never_longer_than_asked(most, waited, seconds):
+    assert node.pause(most, waited) == pytest.approx(seconds)
+
+
+def test_the_supernodes_loop_sleeps_less_and_rings_while_it_waits_for_an_answer(monkeypatch):
+    slept, now, rung = [], [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), now.__setitem__(0, now[0] + seconds)))
+    loop = SimpleNamespace(time=time)
+    node.hasten(loop, lambda: rung.append(now[0]))
+    for seconds in (3, 3, 0.5, 0.5, 3):
+        loop.time.sleep(seconds)
+    assert slept == pytest.approx([0.1, 0.1, 0.5 / 30, 0.5 / 30, 0.1]) and len(rung) == 2 and loop.time.perf_counter is time.perf_counter
+    now[0] += 3600
+    loop.time.sleep(3)
+    assert slept[-1] == 3
+
+
+def test_a_bell_that_is_full_stops_nobody():
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    loop = SimpleNamespace(time=time)
+    node.hasten(loop, lambda: os.write(write, bytes(65536)))
+    for _ in range(3):
+        loop.time.sleep(0.01)
+    os.close(read), os.close(write)
+
+
+def test_a_loop_of_another_shape_keeps_its_sleeps_and_the_log_says_so(caplog):
+    loop = SimpleNamespace(sleep=time.sleep)
+    with caplog.at_level(logging.WARNING):
+        node.hasten(loop, lambda: None)
+    assert vars(loop) == {"sleep": time.sleep} and "keeps its own sleeps" in caplog.text
+
+
+def test_flowers_own_modules_have_the_shape_that_is_known():
+    from flwr.superlink.grid import http_grid
+    from flwr.supernode import start_client_internal as loop
+
+    assert loop.time is time and "time.sleep(3)" in Path(loop.__file__).read_text()
+    assert all(backoff.sooner(copy := SimpleNamespace(**vars(m))) is None and copy.pull_objects is not m.pull_objects for m in (loop, http_grid))
+
+
+def test_a_part_that_is_still_on_its_way_is_asked_for_again_at_once():
+    from flwr.supercore.inflatable import inflatable_utils
+
+    copy, asked = SimpleNamespace(pull_objects=inflatable_utils.pull_objects), []
+
+    def pull(name: str) -> bytes:
+        asked.append(name)
+        if len(asked) == 1:
+            raise inflatable_utils.ObjectUnavailableError(name)
+        return b"part"
+
+    backoff.sooner(copy), backoff.sooner(copy)
+    began = time.monotonic()
+    assert copy.pull_objects(["a"], pull) == {"a": b"part"} and len(asked) == 2 and time.monotonic() - began < 0.5
+
+
+def test_a_module_without_such_a_function_stays_as_it_is():
+    for known in ({}, {"pull_objects": len}):
+        module = SimpleNamespace(**known)
+        backoff.sooner(module)
+        assert vars(module) == known
+
+
+def test_what_a_round_costs_beyond_its_slowest_clients_training_is_told(tmp_path):
+    rows = [(1.5, [0.5, 1.0]), (3.0, [1.0, 0.25]), (9.0, [2.0])]
+    lines = [json.dumps({"seconds": s, "clients": [{"seconds": c} for c in clients]}) for s, clients in rows]
+    (tmp_path / "rounds.jsonl").write_text("\n".join(lines) + "\n")
+    assert edge.pace(tmp_path) == "a round took 3.00 s, 2.00 s more than its slowest client's training"

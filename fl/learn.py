@@ -156,9 +156,10 @@ def schedule(recipe: Recipe, progress: float) -> float:
     return (1 + math.cos(math.pi * (t - recipe.warmup) / (1 - recipe.warmup))) / 2 if recipe.cosine else 1.0
 
 
-def normalise(x: Tensor) -> Tensor:
+def normalise(x: Tensor, out: Tensor | None = None) -> Tensor:
     """uint8 -> float32 in [-1, 1]: ``(x / 255 - 0.5) / 0.5``, all channels alike, so that it commutes with the ciphers."""
-    return x.to(torch.float32, copy=True).div_(127.5).sub_(1.0)
+    values = x.to(torch.float32, copy=True) if out is None else out.copy_(x)
+    return values.mul_(1 / 127.5).sub_(1.0)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -15,6 +15,7 @@ from fl.adapter import group, norm, only, read, sub, write
 from fl.ciphers.pixel_shuffle import pixel_shuffle
 from fl.ciphers.plain import plain as plain_cipher
 from fl.datasets.images import augment, resize
+from fl.lean import blocks as blocks_of
 from fl.lean import choose as choosing
 from fl.lean import lean
 from fl.lean.attention import ATTENTIONS, one_query
@@ -24,7 +25,7 @@ from fl.lean.heap import keep_freed_memory
 from fl.lean.merged import MergedQKV
 from fl.lean.rows import augmenting
 from fl.lean.table import spread
-from fl.learn import evaluate, fit, plain
+from fl.learn import evaluate, fit, normalise, plain
 from fl.models import WeightsError
 from fl.models.full import full
 from fl.models.linear import linear
@@ -249,9 +250,10 @@ def test_a_resize_in_two_passes_with_the_cipher_in_runs_is_augment_resize_and_en
 
 
 @pytest.mark.parametrize(("dtype", "side"), [(torch.float32, 16), (torch.float32, 24), (torch.bfloat16, 16)])
-def test_levels_are_the_quotient_less_one_however_the_blocks_lie(dtype, side):
+def test_levels_are_the_normalised_bytes_however_the_blocks_lie(dtype, side, monkeypatch):
+    monkeypatch.setattr(blocks_of, "PIECE", {16: 1000, 24: 10**6}[side])
     images = torch.arange(5 * 3 * side * side).view(5, 3, side, side).to(torch.uint8)
-    expected = blocks(images, 8).flatten(3).float().div(127.5).sub(1).to(dtype)
+    expected = normalise(blocks(images, 8).flatten(3)).to(dtype)
     lying = blocks(images, 8).permute(3, 4, 5, 1, 0, 2).contiguous().permute(4, 3, 5, 0, 1, 2)
     for given in (images, lying, lying[:3]):
         found = levels(given, 8, dtype)

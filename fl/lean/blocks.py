@@ -8,15 +8,13 @@ cheapest, and the product takes the blocks in that order: which of its rows come
 
 from __future__ import annotations
 
-from math import gcd
-
 import torch
 from torch import Tensor
 
 from fl.lean.stacked import affine
+from fl.learn import normalise
 
-PIECE = 256  # rows, which stay in a core's cache from one operation to the next
-LOW, HALF = torch.full((1024,), -1.0), torch.full((1024,), 127.5)  # rows: beside scalars torch takes one value at a time
+PIECE = 2**18  # values, which stay in a core's cache from one operation to the next
 
 
 def blocks(images: Tensor, p: int) -> Tensor:
@@ -30,16 +28,12 @@ def levels(images: Tensor, p: int, dtype: torch.dtype) -> Tensor:
     Laid out while they are still bytes. The result lies in memory as the blocks do.
     """
     x = blocks(images, p).flatten(3)
-    if x.device.type != "cpu":
-        return x.to(torch.float32, copy=True).div_(127.5).sub_(1).to(dtype)
+    if x.device.type != "cpu" or x.numel() <= PIECE:
+        return normalise(x).to(dtype)
     made = torch.empty_like(x, dtype=dtype)
     x = x if x.stride() == made.stride() else torch.empty_like(made, dtype=x.dtype).copy_(x)
-    row = gcd(x.numel(), len(LOW))
-    for given, some in zip(*(t.as_strided((t.numel() // row, row), (row, 1)).split(PIECE) for t in (x, made))):
-        values = some.copy_(given) if dtype == torch.float32 else given.float()  # exacter and quicker than to divide in bfloat16
-        torch.addcdiv(LOW[:row], values, HALF[:row], out=values)  # -1 + x / 127.5, quotient and sum rounded one after the other
-        if values is not some:
-            some.copy_(values)
+    for given, some in zip(*(t.as_strided((t.numel(),), (1,)).split(PIECE) for t in (x, made))):
+        some.copy_(normalise(given, out=some if dtype == torch.float32 else None))
     return made
 
 

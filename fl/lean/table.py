@@ -32,7 +32,8 @@ def gathering(move: Callable[[Tensor], Tensor], height: int, width: int) -> Call
     """
     reach = height // 8
     tall, wide = height + 2 * reach, width + 2 * reach
-    moved = move(torch.arange(3 * tall * wide).view(1, 3, tall, wide)[..., :height, :width])
+    plane = 3 * tall * wide
+    moved = move(torch.arange(plane).view(1, 3, tall, wide)[..., :height, :width])
     length = int(moved.max()) + 1
     table = lru_cache(moved.flatten(1).to)  # by device
 
@@ -40,7 +41,7 @@ def gathering(move: Callable[[Tensor], Tensor], height: int, width: int) -> Call
         dy, dx, flip = draw(len(chosen), height, stream)
         if images.ndim == 4:
             images, chosen = spread(images.index_select(0, chosen.to(images.device))), torch.arange(len(chosen))
-        starts = (2 * chosen + flip) * (3 * tall * wide) + dy * wide + torch.where(flip, 2 * reach - dx, dx)
+        starts = torch.where(flip, plane + 2 * reach - dx, dx).add_(dy, alpha=wide).add_(chosen, alpha=2 * plane)
         runs = images.view(-1).as_strided((images.numel() - length + 1, length), (1, 1))  # one from every byte on, without a copy
         shifted = runs.index_select(0, starts.to(images.device))
         return shifted.gather(1, table(images.device).expand(len(shifted), -1)).view(-1, *moved.shape[1:])

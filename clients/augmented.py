@@ -27,7 +27,7 @@ def augmented(
     """
     side, p = config.model["image"], config.model["patch"]
     one = share.source.images[:1]
-    if config.step != "lean" or not cipher.moves:
+    if config.step == "plain" or not cipher.moves:
         return plain(), stages(cipher, *one.shape[-2:], side)
     prepare = augmenting(cipher, *one.shape[-2:], side, p)
     if not SHELF.fits(config, name, share.size * spread(one).nbytes):

@@ -17,6 +17,7 @@ from fl.config import Config, ConfigError, build
 from fl.flat import Layout
 from fl.keys import SharedKey
 from fl.lean import lean
+from fl.lean.compiled import compiled
 from fl.lean.choose import choose
 from fl.lean.heap import keep_freed_memory
 from fl.lean.stacked import stack
@@ -56,11 +57,14 @@ def workbench(config: Config, key: SharedKey, classes: int) -> Workbench:
         with torch.no_grad():
             weight.copy_(build(config.cipher, key=key, block=config.model["patch"]).absorb(weight))
     device = _device(config.device)
+    if config.step == "compiled" and device.type == "cpu":
+        raise ConfigError("step=compiled is for a GPU: on a CPU compiling gains nothing, got device=cpu; set step=lean")
     precision, attention = choose(config.precision, config.attention, model, device)
     model.to(device)
-    if config.step == "lean":
+    if config.step != "plain":
         keep_freed_memory()
-    computed = partial(lean if config.step == "lean" else plain, precision=precision, attention=attention)
+    ways = {"lean": lean, "compiled": compiled, "plain": plain}
+    computed = partial(ways[config.step], precision=precision, attention=attention)
 
     @lru_cache(maxsize=2)  # a company of clients, and one for those who are left over
     def stacked(clients: int, layout: Layout) -> tuple[nn.Module, Forward]:

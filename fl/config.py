@@ -53,7 +53,7 @@ class Config(BaseModel):
     personal: bool                             # evaluate each client's own model, too
     diagnostics: int = Field(ge=0)             # clients in a round, at most, whose updates are compared
     start: Literal["keyed", "public"]
-    step: Literal["lean", "plain"]
+    step: Literal["lean", "compiled", "plain"]
     precision: Literal["auto", "float32", "bfloat16"]
     attention: Literal["auto", "plain", "fused"]
     engine: Literal["ray", "inprocess"]        # what simulations.launch drives
@@ -115,7 +115,7 @@ class Config(BaseModel):
                 raise ValueError(f"a rank of one's own needs a method with ranks, got rank={rank}; choose method=lora_patch")
             if rank and isinstance(largest, int) and rank > largest:
                 raise ValueError(f"method.rank is the run's largest rank, got {largest} and a client's {rank=}; raise method.rank")
-        if self.together > 1 and self.step != "lean":
+        if self.together > 1 and self.step == "plain":
             raise ValueError(f"together needs step=lean, got together={self.together} and step={self.step}; set together=1")
         if self.evaluate_on == "validation" and not self.validation:
             raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")

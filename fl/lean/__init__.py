@@ -8,6 +8,7 @@
     table.py        crop, flip, cipher and that layout composed into one gather
     rows.py         with a resize between them: its two passes, and whole runs of bytes moved
     stacked.py      several clients at once through the base that they share
+    compiled.py     all of it as one graph, for a GPU
     choose.py       which precision and which attention are fast on this machine: measured once, then kept
 
 A fourth idea is in this file: the head reads the class token alone, so the last block needs keys and values of all tokens,

@@ -14,7 +14,7 @@ from fl.ciphers.pixel_shuffle import pixel_shuffle
 from fl.lean.blocks import blocks
 from fl.learn import fit, fit_together
 from fl.provenance import ROOT
-from simulations.bench import aggregate, apps, cipher, data, report, rounds, step, together, whole
+from simulations.bench import aggregate, apps, cipher, data, gpu, report, rounds, step, together, whole
 from simulations.bench.flower_vit.task import get_model, shuffle_blocks, transform
 from simulations.bench.machine import flops
 from simulations.bench.pairs import Spread, faster, race, rate
@@ -96,6 +96,20 @@ def test_every_step_trains():
     works = [step.full(small, 4, 1), step.with_peft(small, 4, 1), step.with_peft(small, 4, 1, autocast=True, fused=False)]
     for work in works + [step.ours(small, 4, *how, steps=1) for how in step.OURS]:
         work()
+
+
+def test_what_is_timed_on_a_gpu_runs_on_any_device():
+    small = gpu.Case("small", step.SMALL | {"embed_dim": 24, "depth": 1}, 4, share=1e-9, gain=1e9)
+    seen = []
+    section = gpu.compare(small, torch.device("cpu"), 1, steps=2, compiler=lambda model: seen.append(model) or model)
+    assert [row.name for row in section.rows] == [gpu.PEER, "ours lean, bfloat16"] and len(seen) == 1
+    assert [check.met for check in section.rows[1].checks] == [True, False] and not section.rows[0].checks
+    assert all(row.figure > 0 for row in section.rows)
+
+
+def test_without_a_gpu_its_section_is_skipped_loudly(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert list(gpu.run(report.Options())) == [] and "SKIPPED" in capsys.readouterr().out
 
 
 def test_clients_at_once_and_one_by_one_do_the_same_work(monkeypatch):

@@ -143,6 +143,21 @@ def test_facts_and_adapter_survive_flowers_road(send):
     assert facts_of(received) == facts and bits(unpack(packed_of(received), CODEC)) == bits(ADAPTER)
 
 
+@pytest.mark.parametrize("values", [0, 1, 1000, 1_400_000, 2_700_000])  # the last two are more than one and two of Flower's chunks
+@pytest.mark.parametrize("fill", [torch.zeros, torch.rand])
+def test_every_byte_is_counted_of_short_and_long_of_equal_and_different_chunks(send, values, fill):
+    send(to_content({"examples": 12}, pack({"a": fill(values)}, CODEC)))  # which compares
+    send(to_content({"examples": 12}, pack(flat({"a": fill(values)}), CODEC)))
+
+
+@pytest.mark.parametrize("shape", [5, None, "12", (2, 6), (12.0,), ({},)])
+def test_a_message_with_a_strange_shape_is_weighed_all_the_same(send, shape):
+    content = to_content({"examples": 12}, pack(ADAPTER, CODEC))
+    content["adapter"]["flat"].shape = shape
+    sent = Message(content, 7, "train", group_id="1")
+    assert serialised_bytes(sent) == sum(len(part.deflate()) for part in get_all_nested_objects(sent).values())
+
+
 def test_the_ledger_counts_every_byte_of_the_message(send):
     packed = pack(ADAPTER, CODEC)
     _, objects = send(to_content({"examples": 12}, packed))

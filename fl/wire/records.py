@@ -6,6 +6,7 @@ its array is as long as the uint8 (n,) that it says it is, so that a lie reserve
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import lru_cache
 from io import BytesIO
@@ -15,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.supercore.inflatable.inflatable_object import InflatableObject, add_header_to_object_body, no_object_id_recompute
 
 from fl.wire.flat import Packed, WireError, aligned
@@ -103,7 +105,29 @@ def _described(head: bytes) -> tuple[int, int]:
 def serialised_bytes(message: Message) -> int:
     """Bytes of the message as Flower sends it: the sum over its serialised objects, without HTTP and TLS."""
     with no_object_id_recompute():  # or every object would be hashed again for each one above it
-        return _bytes(message)
+        return _bytes(_hollow(message))
+
+
+def _hollow(message: Message) -> Message:
+    """``message`` with zeros in the place of its adapter's bytes: an object's name is its hash, but long as any other's.
+
+    What is too long for one of Flower's chunks stays, since chunks that are alike are sent once; and what no `to_content` made.
+    """
+    record = message.content.get(ADAPTER)
+    if not isinstance(record, ArrayRecord) or set(record) != {FLAT}:
+        return message
+    array, size = record[FLAT], len(record[FLAT].data)
+    usual = (array.dtype, array.stype) == ("uint8", "numpy.ndarray") and isinstance(array.shape, tuple) and [*map(type, array.shape)] == [int]
+    if not usual or size > FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE:
+        return message
+    hollow = copy.copy(message)
+    hollow.content = RecordDict(dict(message.content) | {ADAPTER: _zeros(array.shape[0], size)})
+    return hollow
+
+
+@lru_cache(maxsize=4)
+def _zeros(n: int, size: int) -> ArrayRecord:
+    return ArrayRecord({FLAT: Array("uint8", (n,), "numpy.ndarray", bytes(size))})
 
 
 def _bytes(part: InflatableObject) -> int:

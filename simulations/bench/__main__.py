@@ -1,6 +1,6 @@
 """Measure this project beside its peers and the machine.
 
-    python -m simulations.bench [step together cipher data aggregate products sealing rounds whole] [--pairs 5] [--out DIR] [--data DIR] [--quick]
+    python -m simulations.bench [step gpu together cipher data aggregate products sealing rounds whole] [--pairs 5] [--out DIR] [--data DIR] [--quick]
 
 Each section prints its tables and leaves ``<out>/<section>.json``; ``<out>/README-table.md`` holds the tables of all.
 Peers need the extra ``test`` (peft) and ``sim`` (Ray).
@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from simulations.bench import aggregate, cipher, data, products, rounds, sealing, step, together, whole
+from simulations.bench import aggregate, cipher, data, gpu, products, rounds, sealing, step, together, whole
 from simulations.bench.report import Options, markdown, save
 from simulations.launch import EngineError
 
 SECTIONS = {
-    "step": step, "together": together, "cipher": cipher, "data": data, "aggregate": aggregate, "products": products,
+    "step": step, "gpu": gpu, "together": together, "cipher": cipher, "data": data, "aggregate": aggregate, "products": products,
     "sealing": sealing, "rounds": rounds, "whole": whole,
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from fl.datasets import Examples
 from fl.lean import lean
 from fl.lean.choose import choose
+from fl.lean.compiled import compiled
 from fl.lean.heap import keep_freed_memory
 from fl.learn import fit, normalise, plain
 from fl.models.lora_patch import lora_patch
@@ -94,13 +95,17 @@ def pictures(shape: dict, count: int) -> Examples:
     return Examples(images, torch.randint(0, 10, (count,), generator=stream))
 
 
-def ours(shape: dict, batch: int, step: str = "plain", precision: str = "float32", steps: int = 3) -> Work:
+CPU = torch.device("cpu")
+
+
+def ours(shape: dict, batch: int, step: str = "plain", precision: str = "float32", steps: int = 3, device: torch.device = CPU) -> Work:
     """Our training loop with method lora_patch; without clipping, since the peers do not clip."""
     keep_freed_memory()  # as a client does; the peers have the good of it, too
     model = vit(**shape, classes=10, weights="none")
     lora_patch()(model, 0)
-    attention = choose(precision, "auto", model, torch.device("cpu"))[1]
-    forward = {"plain": plain, "lean": lean}[step](model, precision, attention)
+    model.to(device)
+    attention = choose(precision, "auto", model, device)[1]
+    forward = {"plain": plain, "lean": lean, "compiled": compiled}[step](model, precision, attention)
     examples, recipe = pictures(shape, batch * steps), Recipe(lr=RATES, batch=batch, clip=0.0)
     return lambda: fit(model, examples, recipe, generator(0, "bench", "order"), forward=forward)
 

@@ -20,12 +20,12 @@ from clients.augmented import augmented
 from clients.holdings import Holdings, Share, holdings
 from clients.shelf import SHELF
 from clients.state import Drawer
-from clients.workbench import Workbench, workbench
+from clients.workbench import Workbench, cipher_of, workbench
 from fl import adapter as adapters
 from fl import keys
 from fl.adapter import PATCH_EMBED, Adapter
 from fl.ciphers import Cipher
-from fl.config import Config, ConfigError, build
+from fl.config import Config, ConfigError
 from fl.course import ROWS, Course, Prepare
 from fl.datasets import Examples
 from fl.datasets.images import resize
@@ -116,11 +116,12 @@ def open_client(config: Config, index: int, of: int) -> Client:
     torch.set_num_threads(config.threads)
     rank = config.rank or config.method.get("rank")
     key = keys.read(Path(config.key))
-    cipher = build(config.cipher, key=key, block=config.model["patch"])
+    shared = config.model_copy(update={"rank": None, "own": None})
+    cipher = cipher_of(shared, key)
     if config.start == "keyed" and cipher.absorb is None:
         raise ConfigError("start=keyed needs a cipher that the patch embedding can absorb; set start=public")
     held = holdings(config, index, of, key)
-    client = Client(config.model_copy(update={"rank": None, "own": None}), index, of, key, cipher, held, rank)
+    client = Client(shared, index, of, key, cipher, held, rank)
     client.bench  # so that what is wrong with the weights is said now
     return client
 

@@ -36,6 +36,7 @@ WARM = (
 )  # fmt: skip
 OURS = ("clients", "conf", "fl", "simulations", "strategies")  # never warm: a run brings its own
 LAZY = 3.0  # seconds between two looks for a task when nothing rings
+PATIENCE = 10  # refusals in a row, seconds apart, before the node ends with the SuperNode's own words
 GRACE = 10.0  # seconds for a process to end in when it is asked to; Flower's take five at most
 
 fork = multiprocessing.get_context("fork").Process
@@ -61,7 +62,10 @@ def attend(supernode: BaseProcess, bell: int, acquire: Callable[[], str], work: 
 
 
 def acquirer(address: str, secret: bytes) -> Callable[[], str]:
-    """What asks the SuperNode at ``address`` for a ClientApp's token, and gives "" where none waits or it is not up."""
+    """What asks the SuperNode at ``address`` for a ClientApp's token, and gives "" where none waits or it is not up.
+
+    Raises httpx.HTTPStatusError when the SuperNode has refused to say ten times in a row.
+    """
     import httpx
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
     from flwr.supercore.constant import TaskType
@@ -70,11 +74,20 @@ def acquirer(address: str, secret: bytes) -> Callable[[], str]:
 
     signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"})
     client = RuntimeHttpClient.from_server_address(address, True, None, [RuntimeVersionHttpInterceptor("SuperExec"), signed])
+    failures = 0
 
     def acquire() -> str:
+        nonlocal failures
         try:
-            return client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
+            token = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
+            failures = 0
+            return token
         except httpx.TransportError:
+            return ""
+        except httpx.HTTPError as error:  # once is no reason to end what may be at work on a message
+            if (failures := failures + 1) == PATIENCE:
+                raise
+            log.warning("the SuperNode gave no task: %s", error)
             return ""
 
     return acquire
@@ -93,7 +106,10 @@ def client_app(address: str, parent: int, token: str) -> None:
 
 
 def supernode(words: list[str], parent: int, secret: bytes, bell: int) -> None:
-    """Flower's own SuperNode, which gives a task to who has the ``secret`` alone, and ends when the process ``parent`` does."""
+    """Flower's own SuperNode, which gives a task to who has the ``secret`` alone, and ends when the process ``parent`` does.
+
+    The secret keeps other users of the machine out. A ClientApp is a fork of the process that has it, and of the same user.
+    """
     from flwr.supercore.app_utils import start_parent_process_monitor
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
@@ -134,7 +150,7 @@ def hasten(loop: ModuleType, ring: Callable[[], object]) -> None:
 
 
 def pause(most: float, waited: float) -> float:
-    """Seconds to sleep after ``waited`` seconds of waiting: a thirtieth of ``most``, then a twentieth of the wait, ``most`` at most."""
+    """Seconds to sleep after ``waited`` seconds of waiting: a thirtieth of ``most``, then a twentieth of the wait, up to ``most``."""
     return min(most, max(most / 30, waited / 20))
 
 

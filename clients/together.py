@@ -46,13 +46,14 @@ def remarks(config: Config, clients: Sequence[Client], members: Sequence[int]) -
     if config.recipe.deadline:
         return [f"together={config.together}: clients train one by one all the same, for recipe.deadline is of a client's own time"]
     sizes = Counter(map(len, companies(clients, members, config.together)))
-    return ["round 1: clients train " + ", ".join(f"{size} at once ({times} x)" for size, times in sorted(sizes.items(), reverse=True))]
+    parts = (f"{size} at once ({times} x)" for size, times in sorted(sizes.items(), reverse=True))
+    return ["round 1: clients train " + ", ".join(parts)]
 
 
 def train(
     clients: Sequence[Client], round: int, orders: Sequence[Order], scored: bool = False, run: str = "", one: Train = local.train
 ) -> list[Trained]:
-    """`local.train` of each client by its order; all stand on one base (`local.settle`).
+    """`local.train` of each client by its order; all stand on one base to rounding (`local.settle`), the last one's.
 
     A client alone, recipes that differ, and those with a deadline, which is of a client's own time, are for ``one``.
     """

@@ -13,6 +13,7 @@ from torch import nn
 
 from fl import adapter as adapters
 from fl.adapter import PATCH_EMBED, Adapter
+from fl.ciphers import Cipher
 from fl.config import Config, ConfigError, build
 from fl.flat import Layout
 from fl.keys import SharedKey
@@ -45,6 +46,12 @@ class Workbench(NamedTuple):
 
 
 @lru_cache(maxsize=1)
+def cipher_of(config: Config, key: SharedKey) -> Cipher:
+    """The cipher of ``config``, one for all clients of a process, since it has tables as large as pictures."""
+    return build(config.cipher, key=key, block=config.model["patch"])
+
+
+@lru_cache(maxsize=1)
 def workbench(config: Config, key: SharedKey, classes: int) -> Workbench:
     """The workbench of ``config``; a process keeps the last one. Raises WeightsError and ConfigError."""
     model = build(config.model, classes=classes)
@@ -55,7 +62,7 @@ def workbench(config: Config, key: SharedKey, classes: int) -> Workbench:
     if config.start == "keyed":
         weight = model.get_parameter(PATCH_EMBED)
         with torch.no_grad():
-            weight.copy_(build(config.cipher, key=key, block=config.model["patch"]).absorb(weight))
+            weight.copy_(cipher_of(config, key).absorb(weight))
     device = _device(config.device)
     if config.step == "compiled" and device.type == "cpu":
         raise ConfigError("step=compiled is for a GPU: on a CPU compiling gains nothing, got device=cpu; set step=lean")
@@ -71,7 +78,8 @@ def workbench(config: Config, key: SharedKey, classes: int) -> Workbench:
         several = stack(model, clients)
         return several, computed(several)
 
-    return Workbench(model, computed(model), stacked, f"{config.step} step, {precision}, {attention} attention", backbone, full_bytes, start)
+    speed = f"{config.step} step, {precision}, {attention} attention"
+    return Workbench(model, computed(model), stacked, speed, backbone, full_bytes, start)
 
 
 def _device(wish: str) -> torch.device:

@@ -116,7 +116,7 @@ class Config(BaseModel):
             if rank and isinstance(largest, int) and rank > largest:
                 raise ValueError(f"method.rank is the run's largest rank, got {largest} and a client's {rank=}; raise method.rank")
         if self.together > 1 and self.step == "plain":
-            raise ValueError(f"together needs step=lean, got together={self.together} and step={self.step}; set together=1")
+            raise ValueError(f"together needs the lean step, got together={self.together} and step={self.step}; set step=lean or together=1")
         if self.evaluate_on == "validation" and not self.validation:
             raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")
         return self

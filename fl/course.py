@@ -50,7 +50,7 @@ class Course(NamedTuple):
             yield Examples(self.prepare.batch(images, chosen, self.stream), labels[chosen])
 
 
-def steps(n: int, batch: int) -> int:
+def steps_of(n: int, batch: int) -> int:
     """How many steps an epoch over ``n`` images has."""
     return n // batch + (n % batch > 1) if n >= batch else 1
 

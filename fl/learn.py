@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fl.adapter import GROUPS, Adapter, check_like, flat, group
-from fl.course import ROWS, Course, Prepare, steps
+from fl.course import ROWS, Course, Prepare, steps_of
 from fl.datasets import Examples
 from fl.flat import Flat
 from fl.models import Forward
@@ -68,8 +68,10 @@ def fit_together(model: nn.Module, courses: Sequence[Course], recipe: Recipe, fo
     sizes = sorted({len(course.examples.labels) for course in courses})
     if len(sizes) != 1:
         raise TrainingError(f"clients that train together must have as many images each, got {sizes}; train them one by one")
-    batches = zip(*(course.batches(recipe, _device(model)) for course in courses), strict=True)
-    return _train(model, courses, (Examples(*map(torch.stack, zip(*step))) for step in batches), recipe, forward, lead=1)
+    device = _device(model)
+    batches = zip(*(course.batches(recipe, device) for course in courses), strict=True)  # some clients' images may be on it already
+    steps = (Examples(*(torch.stack([t.to(device) for t in part]) for part in zip(*step))) for step in batches)
+    return _train(model, courses, steps, recipe, forward, lead=1)
 
 
 def _train(
@@ -87,7 +89,7 @@ def _train(
     raw = None if shift is None else torch.zeros_like(grads.buffer)
     start = values.buffer.clone() if recipe.mu else None
     optimizer = _optimizer(groups, recipe)
-    total = recipe.epochs * steps(n, recipe.batch)
+    total = recipe.epochs * steps_of(n, recipe.batch)
     model.train()
     losses, seen, taken, began = torch.zeros(grads.buffer.shape[:-1], device=grads.buffer.device), 0, 0, time.monotonic()
     for step, (images, labels) in enumerate(batches):
@@ -157,7 +159,7 @@ def schedule(recipe: Recipe, progress: float) -> float:
 
 
 def normalise(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """uint8 -> float32 in [-1, 1]: ``(x / 255 - 0.5) / 0.5``, all channels alike, so that it commutes with the ciphers."""
+    """uint8 -> float32 in [-1, 1]: ``(x / 255 - 0.5) / 0.5`` to rounding, all channels alike: so it commutes with the ciphers."""
     values = x.to(torch.float32, copy=True) if out is None else out.copy_(x)
     return values.mul_(1 / 127.5).sub_(1.0)
 

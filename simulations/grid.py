@@ -31,7 +31,9 @@ from fl.provenance import environment
 from simulations import loop
 from strategies.history import is_training
 
-PLACES = ("data.root", "model.weights", "key", "output", "state", "own", "device", "threads", "together", "keep")  # of one machine: in no result
+PLACES = (  # of one machine: in no result, but by rounding
+    "data.root", "model.weights", "key", "output", "state", "own", "device", "threads", "together", "keep",
+)  # fmt: skip
 KEPT = (
     "accuracy", "loss", "seconds", "train_seconds", "ratio_to_full_fedavg", "trained_parameters", "bytes_per_client_round",
     "examples", "train_examples", "clients", "evaluated_on", "bytes", "machines",

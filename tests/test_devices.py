@@ -85,7 +85,8 @@ def test_all_but_the_backward_stays_on_a_gpu(tiny, forty, monkeypatch, way):
         for leaf in leaves:
             leaf.grad = torch.zeros_like(leaf, memory_format=torch.contiguous_format) if leaf.grad is None else leaf.grad
 
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
+    free = iter([2**30, 0])  # room for the images of the first client alone
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 2**30))
     monkeypatch.setattr(learn, "_gather", gathered)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     assert trained(tiny, forty, "cuda", *way) == STEPS

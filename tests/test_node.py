@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
+from flwr.supercore.runtime import RuntimeHttpClient
 
 from clients import node
 from fl.wire import backoff
@@ -138,6 +140,22 @@ os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "[] False 1 ['clients', 'clients.node']\n", done.stderr
+
+
+def test_a_refusal_is_said_and_borne_and_ten_in_a_row_end_the_node(monkeypatch, caplog):
+    answers = [500, 200, *[401] * 10]
+
+    def acquire_task(request):
+        request = httpx.Request("POST", "http://127.0.0.1/v1/runtime/acquire-task")
+        httpx.Response(answers.pop(0), request=request).raise_for_status()
+        return SimpleNamespace(token="t")
+
+    client = SimpleNamespace(AcquireTask=acquire_task)
+    monkeypatch.setattr(RuntimeHttpClient, "from_server_address", lambda *words: client)
+    acquire = node.acquirer("127.0.0.1:1", b"0" * 32)
+    assert [acquire() for _ in range(11)] == ["", "t", *[""] * 9] and "500" in caplog.text
+    with pytest.raises(httpx.HTTPStatusError, match="401"):
+        acquire()
 
 
 @pytest.mark.parametrize("most, waited, seconds", [(3, 0, 0.1), (3, 2, 0.1), (3, 20, 1), (3, 60, 3), (3, 900, 3), (0.6, 0, 0.02), (0.6, 6, 0.3)])

@@ -68,8 +68,19 @@ def test_a_layer_that_trains_is_asked_as_it_is():
     assert not torch.equal(frozen(x), before)
 
 
-def test_no_gradient_is_formed_for_an_input_that_needs_none():
+def test_no_gradient_is_formed_for_an_input_that_needs_none(monkeypatch):
     residual = torch.randn(4, 40, requires_grad=True)
-    y = Frozen(layer())(torch.randn(4, 24), residual)
-    y.sum().backward()
-    assert torch.equal(residual.grad, torch.ones(4, 40))
+    calls = []
+    monkeypatch.setattr(packed, "product", lambda *given: calls.append(1) or product(*given))
+    Frozen(layer())(torch.randn(4, 24), residual).sum().backward()
+    assert torch.equal(residual.grad, torch.ones(4, 40)) and len(calls) == 1  # forward's
+
+
+def test_a_weight_is_laid_out_once_for_all_that_share_it_and_anew_when_it_has_changed():
+    own = layer()
+    one, other = Frozen(own), Frozen(own)
+    assert one.along is other.along and one.back is other.back
+    with torch.no_grad():
+        own.weight.mul_(2)
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(Frozen(own)(x), own(x))

@@ -265,6 +265,6 @@ def test_ones_own_way_to_train_is_taken_one_by_one(home, tmp_path):
 def test_what_cannot_be_is_one_line_before_anybody_trains(home, tmp_path):
     with pytest.raises(WeightsError, match="set together=1"):
         by_loop(home, tmp_path, "method=ravan together=2")
-    with pytest.raises(ConfigError, match="together needs step=lean, got together=2 and step=plain"):
+    with pytest.raises(ConfigError, match="together needs the lean step, got together=2 and step=plain"):
         load("together=2 step=plain")
     assert not list(tmp_path.glob("*/rounds.jsonl"))

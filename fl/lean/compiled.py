@@ -1,7 +1,7 @@
-"""The lean step as one graph for torch.compile: on a GPU the launches of small operations cost more than their work.
+"""The lean step through torch.compile: on a GPU the launches of small operations cost more than their work.
 
-The graph has no breaks, so that torch may fuse it and, in its mode "reduce-overhead", replay it as a CUDA graph: one launch. On
-a CPU compiling takes minutes and gains nothing, so `lean` stays the choice there.
+The step is one graph without breaks, so that torch may fuse what lies between its products. Every process compiles for itself,
+for a minute or more, and again for other shapes: it is for long runs in one process. On a CPU it gains nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from torch import nn
 from fl.lean import lean
 from fl.models import Forward
 
-BACKEND, MODE = "inductor", "reduce-overhead"
 
-
-def compiled(model: nn.Module, precision: str, attention: str) -> Forward:
-    """`fl.lean.lean`, compiled at its first step, and again, for batches of any size, when one of another size comes."""
-    forward = lean(model, precision, attention)
-    return torch.compile(forward, fullgraph=True, backend=BACKEND, mode=MODE if BACKEND == "inductor" else None)
+def compiled(model: nn.Module, precision: str, attention: str, backend: str = "inductor") -> Forward:
+    """`fl.lean.lean`, compiled at its first step, and again for the shapes that come later; beyond torch's limit as it is."""
+    return torch.compile(lean(model, precision, attention), backend=backend)

@@ -16,25 +16,31 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import linear
 from torch.utils.weak import WeakTensorKeyDictionary
 
+NEEDED = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
 KNOWN: tuple[torch.dtype, ...] = ()  # in which this machine's torch can do so
-if torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, n) for n in ("_linear_pointwise", "_reorder_linear_weight")):
-    KNOWN = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+if torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in NEEDED):
+    if hasattr(torch.ops.mkldnn._linear_pointwise, "binary"):
+        KNOWN = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 _KEPT = WeakTensorKeyDictionary()
 
 
 class Frozen:
-    """A linear layer that does not train, in the dtype of its weight; one that trains is asked as it is."""
+    """A linear layer that does not train, in the dtype of its weight; one that trains is asked as it is.
+
+    What is frozen is read here, once: its values must not change afterwards.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
         self.layer, weight = layer, layer.weight.detach()
         self.packed = _can(weight) and not any(p.requires_grad for p in layer.parameters())
         if self.packed:
             self.along, self.back = _packed(layer.weight)
+            self.bias = layer.bias.detach().clone()
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in) and what is added to the result (..., out) -> (..., out)."""
         if self.packed:
-            return _Frozen.apply(x, residual, self.along, self.back, self.layer.bias.detach())
+            return _Frozen.apply(x, residual, self.along, self.back, self.bias)
         y = linear(x, self.layer.weight.to(x.dtype), self.layer.bias.to(x.dtype))
         return y if residual is None else residual + y
 
@@ -56,7 +62,8 @@ def _packed(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
     """A frozen weight as forward and backward read it, once however many stacks of clients share it."""
     state = weight.data_ptr(), weight.dtype, weight._version
     if _KEPT.get(weight, (None,))[0] != state:
-        _KEPT[weight] = state, tuple(torch.ops.mkldnn._reorder_linear_weight(w.contiguous()) for w in (weight.detach(), weight.detach().T))
+        ways = (weight.detach(), weight.detach().T.contiguous())
+        _KEPT[weight] = state, tuple(map(torch.ops.mkldnn._reorder_linear_weight, ways))
     return _KEPT[weight][1]
 
 

@@ -25,7 +25,7 @@ from fl.lean.blocks import blocks
 from fl.lean.table import gathering
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=4)
 def augmenting(cipher: Cipher, height: int, width: int, side: int, p: int) -> Prepare:
     """From chosen ones of uint8 (n, 3, height, width) to blocks: augmented, resized where they do not fit, encrypted."""
     if (height, width) == (side, side):

@@ -30,7 +30,8 @@ def stack(model: nn.Module, clients: int) -> nn.Module:
     `fl.lean.lean` computes it, images (C, n, 3, h, w) to logits (C, n, classes). Raises WeightsError as `check` does.
     """
     check(model)
-    shared = {id(t): t for t in (*model.buffers(), *model.parameters())}
+    pristine = [t for m in model.modules() if isinstance(m, LoRAqv) for t in m.pristine.values()]
+    shared = {id(t): t for t in (*model.buffers(), *model.parameters(), *pristine)}
     own = {id(p): nn.Parameter(p.detach().expand(clients, *p.shape).clone()) for p in model.parameters() if p.requires_grad}
     return copy.deepcopy(model, shared | own)  # which takes what is in its memo for copied
 

@@ -117,8 +117,8 @@ def _hollow(message: Message) -> Message:
     if not isinstance(record, ArrayRecord) or set(record) != {FLAT}:
         return message
     array, size = record[FLAT], len(record[FLAT].data)
-    usual = (array.dtype, array.stype) == ("uint8", "numpy.ndarray") and isinstance(array.shape, tuple) and [*map(type, array.shape)] == [int]
-    if not usual or size > FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE:
+    usual = (array.dtype, array.stype) == ("uint8", "numpy.ndarray") and isinstance(array.shape, tuple)
+    if not usual or [*map(type, array.shape)] != [int] or size > FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE:
         return message
     hollow = copy.copy(message)
     hollow.content = RecordDict(dict(message.content) | {ADAPTER: _zeros(array.shape[0], size)})

@@ -1,6 +1,7 @@
 """Measure this project beside its peers and the machine.
 
-    python -m simulations.bench [step gpu together cipher data aggregate products sealing rounds whole] [--pairs 5] [--out DIR] [--data DIR] [--quick]
+    python -m simulations.bench [step gpu together cipher data aggregate products sealing rounds whole]
+                                [--pairs 5] [--out DIR] [--data DIR] [--quick]
 
 Each section prints its tables and leaves ``<out>/<section>.json``; ``<out>/README-table.md`` holds the tables of all.
 Peers need the extra ``test`` (peft) and ``sim`` (Ray).

@@ -22,7 +22,8 @@ class Options(NamedTuple):
 class Check(NamedTuple):
     """A target and what was got: ``sense`` is >= or <=; ``of`` names the unit, as in "x peft float32".
 
-    What needs a machine that is not here has got None and is open. ``limit`` is what this machine could get at best; a target beyond it is missed here whatever the code does.
+    What needs a machine that is not here has got None and is open. ``limit`` is what this machine could get at best; a target
+    beyond it is missed here whatever the code does.
     """
 
     got: float | None

@@ -47,7 +47,8 @@ def run(options: Options) -> Iterator[Section]:
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     demo = {"name": NAME, "image": 32, "patch": 8, **SHAPE}
-    models = {"the demo's ViT 32/8, width 64, 3 blocks": demo, "ViT 32/4, width 192, 6 blocks": SMALL} | ({"ViT-Tiny/16 at 224": TINY} if gpu else {})
+    models = {"the demo's ViT 32/8, width 64, 3 blocks": demo, "ViT 32/4, width 192, 6 blocks": SMALL}
+    models |= {"ViT-Tiny/16 at 224": TINY} if gpu else {}
     return (compare(title, shape, device, options.pairs) for title, shape in models.items())
 
 

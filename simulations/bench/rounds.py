@@ -41,7 +41,7 @@ COHORT = 100
 
 def run(options: Options) -> list[Section]:
     """The table; --quick leaves Ray and 10,000 clients out."""
-    repeats = 1 if options.quick else 3
+    repeats = 1 if options.quick else options.pairs
     ray = [] if options.quick else on_ray(COHORT, repeats)
     rows = [row("Flower on Ray with 2 workers", COHORT, ray, None, [])] if ray else []
     at_hundred = 0.0

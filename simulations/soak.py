@@ -85,12 +85,12 @@ def flat(samples: list[tuple[float, dict[str, float]]]) -> dict[str, dict[str, f
 
 
 def accidents(site: Site, numbers: dict[str, int], rounds: int, stream: random.Random, over: threading.Event, log: list[dict]) -> None:
-    """Let each kind of accident happen so often, each time when a round drawn beforehand has been written."""
+    """Let each kind of accident happen so often, each time in the first half of the round that follows one drawn beforehand."""
     due = sorted((r, what) for what, number in numbers.items() for r in stream.sample(range(1, rounds), number))
     for round, what in due:
         while written(site) < round and not over.is_set():
             time.sleep(0.1)
-        time.sleep(stream.uniform(0, 6))
+        time.sleep(stream.uniform(0, 0.5) * lasted(site))
         if over.is_set():
             return
         log.append({"round": written(site), "killed": (node := f"node {stream.randrange(site.plan.nodes)}") if what == "node" else what})
@@ -111,8 +111,18 @@ def accidents(site: Site, numbers: dict[str, int], rounds: int, stream: random.R
 
 def written(site: Site) -> int:
     """The rounds that the newest run has written."""
+    return len(lines(site))
+
+
+def lasted(site: Site) -> float:
+    """The seconds of the quickest round that the newest run has written: others may have had an accident."""
+    return min((json.loads(line)["seconds"] for line in lines(site)), default=0.0)
+
+
+def lines(site: Site) -> list[str]:
+    """The whole lines of the newest run's rounds."""
     runs = sorted(site.runs.glob("*/rounds.jsonl"))
-    return len(runs[-1].read_text().splitlines()) if runs else 0
+    return [line for line in runs[-1].read_text().splitlines(keepends=True) if line.endswith("\n")] if runs else []
 
 
 def soak(folder: Path, nodes: int, rounds: int, numbers: dict[str, int], seed: int, more: list[str]) -> dict[str, Any]:

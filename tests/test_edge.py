@@ -214,6 +214,6 @@ def test_what_is_up_is_measured_and_what_is_killed_is_gone(online):
 def test_after_power_cuts_of_a_node_and_the_server_and_a_cut_network_the_adapter_is_the_loops(tmp_path):
     """SIGKILL of everything of one node, of SuperLink and ServerApp together, and ten seconds without the proxy."""
     words, accidents = ["quorum=1.0", "retries=20"], {"node": 1, "server": 1, "network": int(nginx() is not None)}
-    found = soak.soak(tmp_path / "site", 2, 5, accidents, 1, words)
-    assert found["resumed"] == 1 and len(found["accidents"]) == sum(accidents.values()) and found["rounds"] == 5
-    assert found["adapter"] == soak.by_the_loop(tmp_path / "site", 2, 5, words)
+    found = soak.soak(tmp_path / "site", 2, 9, accidents, 1, words)
+    assert found["resumed"] == 1 and len(found["accidents"]) == sum(accidents.values()) and found["rounds"] == 9
+    assert found["adapter"] == soak.by_the_loop(tmp_path / "site", 2, 9, words)

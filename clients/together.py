@@ -46,6 +46,8 @@ def remarks(config: Config, clients: Sequence[Client], members: Sequence[int]) -
     if config.recipe.deadline:
         return [f"together={config.together}: clients train one by one all the same, for recipe.deadline is of a client's own time"]
     sizes = Counter(map(len, companies(clients, members, config.together)))
+    if set(sizes) == {1}:
+        return [f"together={config.together}: clients train one by one all the same, for no neighbours have as many images each"]
     parts = (f"{size} at once ({times} x)" for size, times in sorted(sizes.items(), reverse=True))
     return ["round 1: clients train " + ", ".join(parts)]
 

@@ -3,7 +3,8 @@
     python -m simulations.edge --nodes 3 rounds=3 data.train=400        Hydra overrides, as `flwr run` takes them
 
 TLS and node authentication as on real machines; where there is an nginx, nodes come in through it. Every engine runs in a
-process group with a FLWR_HOME and a folder of its own, nothing leaves 127.0.0.1, and all goes when the command ends.
+process group with a FLWR_HOME and a folder of its own, nothing leaves 127.0.0.1, and every process goes when the command ends.
+The folder, which holds an image key of its own, stays.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def test_a_step_of_eight_clients_takes_hardly_more_calls_than_one_client_s(tiny,
     assert one < eight < 1.3 * one  # the order of the images, and what is drawn for them, is each client's
 
 
-@pytest.mark.parametrize("method, says", [(full(), "trains backbone"), (ravan(2, 3), "trains Heads")], ids=["full", "ravan"])
+@pytest.mark.parametrize("method, says", [(full(), "trains backbone"), (ravan(2, 3), "has LoRA of another kind")], ids=["full", "ravan"])
 def test_a_method_that_cannot_be_stacked_is_refused_with_the_way_out(tiny, method, says):
     with pytest.raises(WeightsError, match=rf"method=lora_patch\|melo\|lora_sb\|linear, got one that {says}; set together=1"):
         stack(tiny(method), 2)
@@ -240,7 +240,8 @@ def test_a_run_of_clients_at_once_is_the_run_one_by_one_to_rounding(home, tmp_pa
 def test_clients_that_differ_or_have_a_deadline_train_one_by_one_and_a_line_says_so(home, tmp_path, capsys, more):
     (_, found), (_, expected) = (by_loop(home, tmp_path / str(n), more, f"together={n}") for n in (3, 1))
     assert equal(found, expected)
-    assert ("clients train one by one all the same" if "deadline" in more else "1 at once (4 x)") in capsys.readouterr().out
+    why = "recipe.deadline is of a client's own time" if "deadline" in more else "no neighbours have as many images each"
+    assert f"clients train one by one all the same, for {why}" in capsys.readouterr().out
 
 
 def test_a_cohort_is_cut_where_clients_differ_and_in_its_order(home, tmp_path):

@@ -40,9 +40,9 @@ def check(model: nn.Module) -> None:
     """Raise WeightsError where more trains than LoRA's factors, patch embedding and head, or factors are of another kind."""
     wide = sorted({group(n) for n, p in model.named_parameters() if p.requires_grad} - set(GROUPS))
     paths = {type(path) for layer in model.modules() if isinstance(layer, LoRAqv) for path in (layer.q, layer.v)}
-    if strange := wide or sorted(path.__name__ for path in paths - {LowRank, WithCore}):
-        must = "clients train together with method=lora_patch|melo|lora_sb|linear"
-        raise WeightsError(f"{must}, got one that trains {', '.join(strange)}; set together=1")
+    strange = f"trains {', '.join(wide)}" if wide else "has LoRA of another kind" if paths - {LowRank, WithCore} else ""
+    if strange:
+        raise WeightsError(f"clients train together with method=lora_patch|melo|lora_sb|linear, got one that {strange}; set together=1")
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     y = x W^T + b (+ r)        dx = dy W        dr = dy
 
 torch's `linear` has oneDNN lay the weight out anew in every product, writes the bias into the result before the product and
-reads both again after it to add a residual: 3 to 15 % of a product of a ViT. torch's own compiler calls the operations used
+reads both again after it to add a residual. torch's own compiler calls the operations used
 here; they have no public name, so where they are missing, and on a GPU, the same is said in the usual words. The layouts for
 forward and backward are two more copies of the weights.
 """

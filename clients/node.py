@@ -46,18 +46,26 @@ log = logging.getLogger("veilora.node")
 def attend(supernode: BaseProcess, bell: int, acquire: Callable[[], str], work: Callable[[str], None]) -> None:
     """Until the SuperNode ends, fork a process that does ``work(token)`` for each token that ``acquire`` gives, one at a time.
 
-    ``bell`` is a pipe to read: with each byte in it a token may have come.
+    ``bell`` is a pipe to read: with each byte in it a token may have come. A SuperNode asks for one answer at a time, so a
+    token that comes while a process works means that nobody waits for this one: it has `GRACE` seconds to end, and is killed.
     """
-    while supernode.sentinel not in (ready := wait([supernode.sentinel, bell], LAZY)):
+    token = ""
+    while supernode.sentinel not in (ready := wait([supernode.sentinel, bell], 0 if token else LAZY)):
         if bell in ready:
             os.read(bell, 65536)
-        if token := acquire():
-            child = fork(target=work, args=(token,))
+        if token := token or acquire():
+            child, token = fork(target=work, args=(token,)), ""
             child.start()
-            if supernode.sentinel in wait([child.sentinel, supernode.sentinel]):
+            ends = [child.sentinel, supernode.sentinel]
+            while not (ended := wait(ends, GRACE if token else LAZY)) and not token:
+                token = acquire()
+            if supernode.sentinel in ended:
                 return
+            if not ended:  # the run of its message has ended with parts yet to come, and Flower lets it wait for hours
+                log.warning("a ClientApp is ended: the SuperNode waits for the answer to another message")
+                child.kill()
             child.join()
-            if child.exitcode:
+            if ended and child.exitcode:
                 log.error("a ClientApp's process ended with %s; the server is told when its heartbeat is missed", child.exitcode)
 
 

@@ -21,7 +21,7 @@ from fl.wire import backoff
 from simulations import edge
 
 ATTENDED = """
-import logging, os, signal, sys, time
+import logging, multiprocessing, os, signal, sys, time
 from clients import node
 
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
@@ -36,8 +36,9 @@ def work(token):
 def acquire():
     if told:
         return told.pop(0)
-    os.kill(supernode.pid, signal.SIGTERM)
-    supernode.join()
+    if multiprocessing.active_children() == [supernode]:
+        os.kill(supernode.pid, signal.SIGTERM)
+        supernode.join()
     return ""
 
 parent, (listens, rings) = os.getpid(), os.pipe()
@@ -61,7 +62,8 @@ def supernode(words, parent, secret, bell):
     time.sleep(0.3 if "ends" in words else 60)
     sys.exit(7)
 
-node.LAZY, node.supernode, node.WARM, node.acquirer = 0.01, supernode, (), lambda address, secret: lambda: "task"
+tasks = iter(["task"])
+node.LAZY, node.supernode, node.WARM, node.acquirer = 0.01, supernode, (), lambda address, secret: lambda: next(tasks, "")
 node.client_app = lambda address, parent, token: (print("client", address, flush=True), time.sleep(60))
 sys.exit(node.main(sys.argv[1:]))
 """
@@ -79,6 +81,15 @@ def test_a_client_app_that_crashes_ends_alone_and_none_is_left_as_a_zombie():
     assert [line.split(";")[0] for line in said if line.startswith("a ClientApp")] == [
         "a ClientApp's process ended with -9", "a ClientApp's process ended with 1",
     ]  # fmt: skip
+
+
+def test_a_client_app_that_nobody_waits_for_is_ended_when_the_next_message_comes_and_one_that_is_ending_is_not():
+    """A power cut of the server leaves a message whose parts never come: who works on it must not keep the node for itself."""
+    waits = ATTENDED.replace("told = [", "told = ['waits', 'ends', '', 'follows'] #").replace("node.LAZY", "node.GRACE, node.LAZY").replace("= 0.01", "= 1.5, 0.01")
+    waits = waits.replace("    assert token", "    time.sleep({'waits': 60, 'ends': 0.2}.get(token, 0))\n    assert token")
+    with python(waits, stderr=subprocess.DEVNULL) as process:
+        said = process.communicate(timeout=30)[0].splitlines()
+    assert said[0].startswith("a ClientApp is ended") and said[1:] == ["ends True", "follows True", "none left"]
 
 
 def test_a_node_ends_with_its_supernode_and_as_it_did_and_takes_the_work_along():

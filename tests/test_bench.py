@@ -185,8 +185,18 @@ def test_a_row_says_met_or_missed_and_the_json_says_it_too(tmp_path):
     assert (tmp_path / "README-table.md").read_text() == report.markdown(section)
 
 
+def test_a_whole_runs_ratio_is_of_neighbours_in_time():
+    """A machine that is half as fast in the second pair and the third makes no ratio other."""
+    seconds = {whole.PEER: (90, 30), whole.RAY: (60, 12), whole.HERE: (30, 10.2)}
+    runs = {name: [whole.Run(wall * slow, round * slow, 10 * slow) for slow in (1, 2, 2)] for name, (wall, round) in seconds.items()}
+    _, _, ray, ray_all, here, _ = whole.rows(runs, 200)
+    assert (ray.ratio, ray_all.ratio) == (Spread(2.5, 2.5, 2.5), Spread(1.5, 1.5, 1.5)) and ray.figure == 24
+    assert here.ratio.low == here.ratio.high == pytest.approx(30 / 10.2) and [check.met for check in here.checks] == [True, True]
+    assert [check.met for check in ray.checks] == [True, False] and "20.0% overhead; 83 img/s" in ray.limit
+
+
 def test_overhead_is_what_rounds_take_beyond_training(capsys):
-    assert whole.Run(50, [10, 12], [10, 10]).overhead == pytest.approx(0.1)
+    assert whole.Run(50, 22, 20).overhead == pytest.approx(0.1)
     assert whole.run(report.Options()) == [] and "SKIPPED" in capsys.readouterr().out
 
 

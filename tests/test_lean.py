@@ -19,6 +19,7 @@ from fl.lean import blocks as blocks_of
 from fl.lean import choose as choosing
 from fl.lean import lean
 from fl.lean.attention import ATTENTIONS, one_query
+from fl.lean.attention import _softmax as softmax
 from fl.lean.blocks import blocks, embedded, levels
 from fl.lean.choose import choose
 from fl.lean.heap import keep_freed_memory
@@ -151,9 +152,9 @@ def test_a_small_lora_product_is_not_rounded_away_in_bfloat16(tiny, forty):
             part.lora_b.weight.normal_(generator=torch.Generator().manual_seed(2))
             part.lora_b.weight.mul_(1e-3 / part.scale)
     wide = layer.weight[:16] + layer.q.scale * layer.q.lora_b.weight @ layer.q.lora_a.weight
-    merged = MergedQKV(layer, torch.bfloat16)
+    merged = MergedQKV(layer, torch.bfloat16, scale=0.5)
     merged.all(torch.zeros(1, 16, dtype=torch.bfloat16))
-    change = (merged.merged[:16].float() - layer.weight[:16]).detach().flatten()
+    change = (merged.merged[:16].float() / 0.5 - layer.weight[:16]).detach().flatten()
     meant = (wide - layer.weight[:16]).detach().flatten()
     assert float(change @ meant / meant.square().sum()) == pytest.approx(1, abs=0.5)
 
@@ -166,11 +167,20 @@ def test_attention_is_torch_s(name, tokens):
     weight = torch.randn(3, tokens, 8, generator=stream, dtype=torch.float64)
     q, k, v = qkv.view(3, tokens, 3, 2, 4).permute(2, 0, 3, 1, 4)
     expected = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(3, tokens, 8)
-    found = ATTENTIONS[name](qkv, 2)
+    scaled = torch.cat([qkv[..., :8] / 2, qkv[..., 8:]], dim=-1)
+    found = ATTENTIONS[name](scaled, 2)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*(torch.autograd.grad((y * weight).sum(), qkv)[0] for y in (found, expected)))
-    alone = one_query(qkv[:, 0, :8], qkv[:, :, 8:], 2)
+    alone = one_query(scaled[:, 0, :8], scaled[:, :, 8:], 2)
     torch.testing.assert_close(alone, expected[:, 0])
+
+
+@pytest.mark.parametrize("tokens", [3, 65, 197])
+def test_softmax_in_bfloat16_is_that_of_wide_numbers_to_a_rounding(tokens):
+    scores = 4 * torch.randn(6, tokens, tokens, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = softmax(scores)
+    assert found.dtype == torch.bfloat16 and found.is_contiguous() and found.layout == torch.strided
+    torch.testing.assert_close(found.double(), scores.double().softmax(-1), rtol=2**-8, atol=1e-6)
 
 
 def test_a_model_with_other_parts_is_refused_with_the_way_out(tiny):

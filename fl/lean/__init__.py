@@ -74,7 +74,8 @@ def lean(model: nn.Module, precision: str, attention: str) -> Forward:
 
 
 def _block(block: nn.Module, dtype: torch.dtype) -> Block:
-    qkv = MergedQKV(block.attn.qkv, dtype) if isinstance(block.attn.qkv, LoRAqv) else WholeQKV(block.attn.qkv)
+    layer, scale = block.attn.qkv, block.attn.scale
+    qkv = MergedQKV(layer, dtype, scale) if isinstance(layer, LoRAqv) else WholeQKV(layer, scale)
     proj, fc1, fc2 = map(Frozen, (block.attn.proj, block.mlp.fc1, block.mlp.fc2))
     return Block(block.norm1, qkv, block.attn.num_heads, proj, block.norm2, fc1, fc2)
 

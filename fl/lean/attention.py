@@ -1,9 +1,9 @@
 """Softmax attention over a fused qkv, two ways: plain products with their own backward, or torch's fused kernel.
 
-    S = (scale * Q) K^T    P = softmax(S)      O = P V
-    dV = P^T dO      dS = P * (dP - rowsum(dP * P)), dP = dO V^T      dQ = scale * dS K      dK = scale * dS^T Q
+    S = Q K^T      P = softmax(S)      O = P V
+    dV = P^T dO      dS = P * (dP - rowsum(dP * P)), dP = dO V^T      dQ = dS K      dK = dS^T Q
 
-For the 17 to 197 tokens of a ViT the N x N matrices are small: the plain products beat torch's blockwise kernel in
+Q comes scaled: its 1 / sqrt(e) is in the layer's weight, as `fl.lean.merged` makes it. For the 17 to 197 tokens of a ViT the N x N matrices are small: the plain products beat torch's blockwise kernel in
 bfloat16 on a CPU by 3 to 6 times, while on a GPU the fused kernel wins. `fl.lean.choose` measures which.
 """
 
@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
+from fl.lean.packed import known
+
 Attention = Callable[[Tensor, int], Tensor]
-"""``attention(qkv, heads)``: (n, N, 3 d), q, k and v side by side -> (n, N, d), heads side by side."""
+"""``attention(qkv, heads)``: (n, N, 3 d), q (scaled), k and v side by side -> (n, N, d), heads side by side."""
+WIDE = 64  # tokens, beyond which oneDNN's softmax is worth the way there and back
 
 
 def plain(qkv: Tensor, heads: int) -> Tensor:
@@ -29,19 +32,26 @@ def fused(qkv: Tensor, heads: int) -> Tensor:
     """torch's scaled_dot_product_attention, whichever kernel it takes."""
     n, tokens, width = qkv.shape
     q, k, v = qkv.view(n, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    return scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width // 3)
+    return scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).reshape(n, tokens, width // 3)
 
 
 def one_query(q: Tensor, kv: Tensor, heads: int) -> Tensor:
-    """Attention of a single token: q (n, d), kv (n, N, 2 d) -> (n, d)."""
+    """Attention of a single token: q (n, d), scaled, and kv (n, N, 2 d) -> (n, d)."""
     n, tokens, _ = kv.shape
     k, v = kv.view(n, tokens, 2, heads, -1).unbind(2)                    # (n, N, h, e)
     q = q.view(n, 1, heads, -1)
-    weights = ((q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5).softmax(1)
+    weights = (q * k).sum(-1, keepdim=True).softmax(1)
     return (weights * v).sum(1).reshape(n, -1)
 
 
 ATTENTIONS: dict[str, Attention] = {"fused": fused, "plain": plain}
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the last axis; of many tokens in a CPU's bfloat16 by oneDNN, which torch asks only for tensors of that library."""
+    if scores.dtype == torch.bfloat16 and scores.shape[-1] > WIDE and known(scores):
+        return scores.to_mkldnn().softmax(-1).to_dense()
+    return scores.softmax(-1)
 
 
 class _Plain(torch.autograd.Function):
@@ -50,8 +60,7 @@ class _Plain(torch.autograd.Function):
         n, tokens, width = qkv.shape
         apart = qkv.view(n, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).reshape(3, n * heads, tokens, -1).contiguous()
         q, k, v = apart
-        q.mul_(q.shape[-1] ** -0.5)  # here, not as baddbmm's alpha, with which a CPU's bfloat16 is three times as slow
-        p = torch.softmax(torch.bmm(q, k.mT), -1)
+        p = _softmax(torch.bmm(q, k.mT))
         ctx.save_for_backward(apart, p)
         ctx.heads = heads
         return torch.bmm(p, v).view(n, heads, tokens, -1).transpose(1, 2).reshape(n, tokens, width // 3)
@@ -64,7 +73,7 @@ class _Plain(torch.autograd.Function):
         do = do.view(n, do.shape[1], ctx.heads, -1).transpose(1, 2).reshape(q.shape)
         ds = torch._softmax_backward_data(torch.bmm(do, v.mT), p, -1, p.dtype)
         d = torch.empty_like(apart)
-        torch.bmm(ds, k, out=d[0]).mul_(q.shape[-1] ** -0.5)
-        torch.bmm(ds.mT, q, out=d[1])  # q is scaled already
+        torch.bmm(ds, k, out=d[0])
+        torch.bmm(ds.mT, q, out=d[1])
         torch.bmm(p.mT, do, out=d[2])
         return d.view(3, n, ctx.heads, *q.shape[1:]).permute(1, 3, 0, 2, 4).reshape(n, q.shape[1], -1), None

@@ -32,7 +32,7 @@ class Frozen:
 
     def __init__(self, layer: nn.Linear) -> None:
         self.layer, weight = layer, layer.weight.detach()
-        self.packed = _can(weight) and not any(p.requires_grad for p in layer.parameters())
+        self.packed = known(weight) and not any(p.requires_grad for p in layer.parameters())
         if self.packed:
             self.along, self.back = _packed(layer.weight)
             self.bias = layer.bias.detach().clone()
@@ -47,7 +47,7 @@ class Frozen:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     """x W^T + b + r without gradients: x (..., in), ``weight`` (out, in) packed or not, r (..., out)."""
-    if not _can(x):
+    if not known(x):
         y = linear(x, weight, bias)
         return y if residual is None else y + residual
     rows = x.reshape(-1, x.shape[-1])
@@ -58,6 +58,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Ten
     return y.view(*x.shape[:-1], -1)
 
 
+def known(tensor: Tensor) -> bool:
+    """Whether this machine's torch has oneDNN for a tensor of this device and dtype."""
+    return tensor.device.type == "cpu" and tensor.dtype in KNOWN
+
+
 def _packed(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
     """A frozen weight as forward and backward read it, once however many stacks of clients share it."""
     state = weight.data_ptr(), weight.dtype, weight._version
@@ -65,10 +70,6 @@ def _packed(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
         ways = (weight.detach(), weight.detach().T.contiguous())
         _KEPT[weight] = state, tuple(map(torch.ops.mkldnn._reorder_linear_weight, ways))
     return _KEPT[weight][1]
-
-
-def _can(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in KNOWN
 
 
 class _Frozen(torch.autograd.Function):

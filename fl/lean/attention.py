@@ -3,8 +3,9 @@
     S = Q K^T      P = softmax(S)      O = P V
     dV = P^T dO      dS = P * (dP - rowsum(dP * P)), dP = dO V^T      dQ = dS K      dK = dS^T Q
 
-Q comes scaled: its 1 / sqrt(e) is in the layer's weight, as `fl.lean.merged` makes it. For the 17 to 197 tokens of a ViT the N x N matrices are small: the plain products beat torch's blockwise kernel in
-bfloat16 on a CPU by 3 to 6 times, while on a GPU the fused kernel wins. `fl.lean.choose` measures which.
+Q comes scaled: its 1 / sqrt(e) is in the layer's weight, as `fl.lean.merged` makes it. For the 17 to 197 tokens of a ViT the
+N x N matrices are small: the plain products beat torch's blockwise kernel in bfloat16 on a CPU by 3 to 6 times, while on a GPU
+the fused kernel wins. `fl.lean.choose` measures which.
 """
 
 from __future__ import annotations

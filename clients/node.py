@@ -37,7 +37,7 @@ WARM = (
 OURS = ("clients", "conf", "fl", "simulations", "strategies")  # never warm: a run brings its own
 LAZY = 3.0  # seconds between two looks for a task when nothing rings
 PATIENCE = 10  # refusals in a row, seconds apart, before the node ends with the SuperNode's own words
-GRACE = 10.0  # seconds for a process to end in when it is asked to; Flower's take five at most
+GRACE = 10.0  # seconds for a process to end in; Flower's take five at most, and twice this is less than a token lasts, which is 30
 
 fork = multiprocessing.get_context("fork").Process
 log = logging.getLogger("veilora.node")
@@ -47,7 +47,9 @@ def attend(supernode: BaseProcess, bell: int, acquire: Callable[[], str], work: 
     """Until the SuperNode ends, fork a process that does ``work(token)`` for each token that ``acquire`` gives, one at a time.
 
     ``bell`` is a pipe to read: with each byte in it a token may have come. A SuperNode asks for one answer at a time, so a
-    token that comes while a process works means that nobody waits for this one: it has `GRACE` seconds to end, and is killed.
+    token that comes while a process works means that nobody waits for this one: it has `GRACE` seconds to come to its end.
+    Then it is asked to, so that Flower hears of it: of one that vanishes Flower makes up an answer a minute later, which the
+    SuperNode would take for that to its newest message.
     """
     token = ""
     while supernode.sentinel not in (ready := wait([supernode.sentinel, bell], 0 if token else LAZY)):
@@ -63,6 +65,8 @@ def attend(supernode: BaseProcess, bell: int, acquire: Callable[[], str], work: 
                 return
             if not ended:  # the run of its message has ended with parts yet to come, and Flower lets it wait for hours
                 log.warning("a ClientApp is ended: the SuperNode waits for the answer to another message")
+                child.terminate()
+                child.join(GRACE)
                 child.kill()
             child.join()
             if ended and child.exitcode:

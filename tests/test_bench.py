@@ -188,7 +188,7 @@ def test_a_row_says_met_or_missed_and_the_json_says_it_too(tmp_path):
 def test_a_whole_runs_ratio_is_of_neighbours_in_time():
     """A machine that is half as fast in the second pair and the third makes no ratio other."""
     seconds = {whole.PEER: (90, 30), whole.RAY: (60, 12), whole.HERE: (30, 10.2)}
-    runs = {name: [whole.Run(wall * slow, round * slow, 10 * slow) for slow in (1, 2, 2)] for name, (wall, round) in seconds.items()}
+    runs = {name: [whole.Run(w * slow, r * slow, 10 * slow) for slow in (1, 2, 2)] for name, (w, r) in seconds.items()}
     _, _, ray, ray_all, here, _ = whole.rows(runs, 200)
     assert (ray.ratio, ray_all.ratio) == (Spread(2.5, 2.5, 2.5), Spread(1.5, 1.5, 1.5)) and ray.figure == 24
     assert here.ratio.low == here.ratio.high == pytest.approx(30 / 10.2) and [check.met for check in here.checks] == [True, True]

@@ -18,8 +18,7 @@ from fl.datasets.images import augment, resize
 from fl.lean import blocks as blocks_of
 from fl.lean import choose as choosing
 from fl.lean import lean
-from fl.lean.attention import ATTENTIONS, one_query
-from fl.lean.attention import _softmax as softmax
+from fl.lean.attention import ATTENTIONS, one_query, softmax
 from fl.lean.blocks import blocks, embedded, levels
 from fl.lean.choose import choose
 from fl.lean.heap import keep_freed_memory

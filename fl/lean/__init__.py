@@ -1,6 +1,6 @@
 """The lean step: the timm model's function of the same parameters with less work, one idea a file.
 
-    merged.py       LoRA added into its layer for the step, with a backward that forms thin gradients alone
+    merged.py       LoRA and attention's scale merged into their layer for the step, with a backward of thin gradients alone
     packed.py       frozen weights laid out once as a CPU's product reads them
     attention.py    attention with its own backward, plain or fused
     heap.py         freed memory kept for the next step

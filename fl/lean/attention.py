@@ -48,7 +48,7 @@ def one_query(q: Tensor, kv: Tensor, heads: int) -> Tensor:
 ATTENTIONS: dict[str, Attention] = {"fused": fused, "plain": plain}
 
 
-def _softmax(scores: Tensor) -> Tensor:
+def softmax(scores: Tensor) -> Tensor:
     """Over the last axis; of many tokens in a CPU's bfloat16 by oneDNN, which torch asks only for tensors of that library."""
     if scores.dtype == torch.bfloat16 and scores.shape[-1] > WIDE and known(scores):
         return scores.to_mkldnn().softmax(-1).to_dense()
@@ -61,7 +61,7 @@ class _Plain(torch.autograd.Function):
         n, tokens, width = qkv.shape
         apart = qkv.view(n, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).reshape(3, n * heads, tokens, -1).contiguous()
         q, k, v = apart
-        p = _softmax(torch.bmm(q, k.mT))
+        p = softmax(torch.bmm(q, k.mT))
         ctx.save_for_backward(apart, p)
         ctx.heads = heads
         return torch.bmm(p, v).view(n, heads, tokens, -1).transpose(1, 2).reshape(n, tokens, width // 3)

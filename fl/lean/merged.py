@@ -66,22 +66,31 @@ class MergedQKV:
 
 
 class WholeQKV:
-    """A layer without LoRA behind the same three methods."""
+    """A layer without LoRA behind the same three methods; where it does not train, its values are read here, once."""
 
     def __init__(self, layer: nn.Linear, scale: float) -> None:
         self.layer, self.d, self.scale = layer, layer.in_features, scale
+        frozen = not any(p.requires_grad for p in layer.parameters())
+        self.kept = [t.detach() for t in self._scaled()] if frozen else None
 
     def all(self, x: Tensor) -> Tensor:
         """x (..., d) -> q, scaled, k and v side by side (..., 3 d)."""
-        return linear(x, *(_scaled(t, self.d, self.scale).to(x.dtype) for t in (self.layer.weight, self.layer.bias)))
+        return self._rows(x, slice(None))
 
     def query(self, x: Tensor) -> Tensor:
         """x (..., d) -> q, scaled, (..., d)."""
-        return linear(x, *((t[: self.d] * self.scale).to(x.dtype) for t in (self.layer.weight, self.layer.bias)))
+        return self._rows(x, slice(self.d))
 
     def key_value(self, x: Tensor) -> Tensor:
         """x (..., d) -> k and v side by side (..., 2 d)."""
-        return linear(x, self.layer.weight[self.d :].to(x.dtype), self.layer.bias[self.d :].to(x.dtype))
+        return self._rows(x, slice(self.d, None))
+
+    def _rows(self, x: Tensor, rows: slice) -> Tensor:
+        weight, bias = (t[rows].to(x.dtype) for t in self.kept or self._scaled())
+        return linear(x, weight, bias)
+
+    def _scaled(self) -> list[Tensor]:
+        return [_scaled(t, self.d, self.scale) for t in (self.layer.weight, self.layer.bias)]
 
 
 def _scaled(rows: Tensor, d: int, scale: float) -> Tensor:

@@ -61,7 +61,7 @@ def run(options: Options, step: str = "") -> list[Section]:
     runs: dict[str, list[Run]] = {PEER: [], RAY: [], HERE: []}
     with tempfile.TemporaryDirectory(prefix="veilora-whole-") as folder:
         keys.create(Path(folder) / "key")
-        for pair in range(options.pairs):
+        for pair in range(1 if options.quick else options.pairs):
             home = Path(folder) / str(pair)
             home.mkdir()
             words = overrides(root, Path(folder) / "key", images) + shlex.split(step)
@@ -87,7 +87,7 @@ def rows(runs: dict[str, list[Run]], images: int) -> list[Row]:
         speed = CLIENTS * images / seconds
         limit = f"training alone {median(run.train for run in own):.1f} s; {overhead:.1%} overhead; {speed:.0f} img/s"
         found.append(Row(f"{name}, a steady round", seconds, "s", steady, limit, checks))
-        walls = spread([p.wall / o.wall for p, o in zip(peers, own)])
+        walls = spread([p.wall / o.wall for p, o in zip(peers, own, strict=True)])
         found.append(Row(f"{name}, all with its start", median(run.wall for run in own), "s", walls))
     return found
 

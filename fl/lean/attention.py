@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
-from fl.lean.packed import known
+from fl.lean.packed import has_onednn
 
 Attention = Callable[[Tensor, int], Tensor]
 """``attention(qkv, heads)``: (n, N, 3 d), q (scaled), k and v side by side -> (n, N, d), heads side by side."""
@@ -49,8 +49,11 @@ ATTENTIONS: dict[str, Attention] = {"fused": fused, "plain": plain}
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Over the last axis; of many tokens in a CPU's bfloat16 by oneDNN, which torch asks only for tensors of that library."""
-    if scores.dtype == torch.bfloat16 and scores.shape[-1] > WIDE and known(scores):
+    """Softmax over the last axis, (..., N) -> (..., N); of many tokens in a CPU's bfloat16 by oneDNN.
+
+    torch asks oneDNN for it only where the tensor is one of that library's, so it goes there and back.
+    """
+    if scores.dtype == torch.bfloat16 and scores.shape[-1] > WIDE and has_onednn(scores):
         return scores.to_mkldnn().softmax(-1).to_dense()
     return scores.softmax(-1)
 

@@ -71,7 +71,7 @@ class WholeQKV:
     def __init__(self, layer: nn.Linear, scale: float) -> None:
         self.layer, self.d, self.scale = layer, layer.in_features, scale
         frozen = not any(p.requires_grad for p in layer.parameters())
-        self.kept = [t.detach() for t in self._scaled()] if frozen else None
+        self.kept = [t.detach() for t in self._values()] if frozen else None
 
     def all(self, x: Tensor) -> Tensor:
         """x (..., d) -> q, scaled, k and v side by side (..., 3 d)."""
@@ -86,10 +86,10 @@ class WholeQKV:
         return self._rows(x, slice(self.d, None))
 
     def _rows(self, x: Tensor, rows: slice) -> Tensor:
-        weight, bias = (t[rows].to(x.dtype) for t in self.kept or self._scaled())
+        weight, bias = (t[rows].to(x.dtype) for t in self.kept or self._values())
         return linear(x, weight, bias)
 
-    def _scaled(self) -> list[Tensor]:
+    def _values(self) -> list[Tensor]:
         return [_scaled(t, self.d, self.scale) for t in (self.layer.weight, self.layer.bias)]
 
 

@@ -3,9 +3,9 @@
     y = x W^T + b (+ r)        dx = dy W        dr = dy
 
 torch's `linear` has oneDNN lay the weight out anew in every product, writes the bias into the result before the product and
-reads both again after it to add a residual. torch's own compiler calls the operations used
-here; they have no public name, so where they are missing, and on a GPU, the same is said in the usual words. The layouts for
-forward and backward are two more copies of the weights.
+reads both again after it to add a residual. torch's own compiler calls the operations used here; they have no public name, so
+where they are missing, and on a GPU, the same is said in the usual words. The layouts for forward and backward are two more
+copies of the weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Frozen:
 
     def __init__(self, layer: nn.Linear) -> None:
         self.layer, weight = layer, layer.weight.detach()
-        self.packed = known(weight) and not any(p.requires_grad for p in layer.parameters())
+        self.packed = has_onednn(weight) and not any(p.requires_grad for p in layer.parameters())
         if self.packed:
             self.along, self.back = _packed(layer.weight)
             self.bias = layer.bias.detach().clone()
@@ -47,7 +47,7 @@ class Frozen:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     """x W^T + b + r without gradients: x (..., in), ``weight`` (out, in) packed or not, r (..., out)."""
-    if not known(x):
+    if not has_onednn(x):
         y = linear(x, weight, bias)
         return y if residual is None else y + residual
     rows = x.reshape(-1, x.shape[-1])
@@ -58,7 +58,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Ten
     return y.view(*x.shape[:-1], -1)
 
 
-def known(tensor: Tensor) -> bool:
+def has_onednn(tensor: Tensor) -> bool:
     """Whether this machine's torch has oneDNN for a tensor of this device and dtype."""
     return tensor.device.type == "cpu" and tensor.dtype in KNOWN
 

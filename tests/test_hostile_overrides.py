@@ -123,12 +123,12 @@ def conf(tmp_path, monkeypatch) -> Path:
     load.cache_clear(), overrides.options.cache_clear()
 
 
-@pytest.mark.parametrize("text", ["${oc.env:SECRET}", "${oc.decode:3}", "${boom:}", "a ${.key}", "${name}", "${....name}", "[1, '${boom:}']", "$x", "x}\ncodecs: {head: {keep: ['${oc.env:SECRET}']}"])
+@pytest.mark.parametrize("text", ["${oc.env:SECRET}", "${oc.decode:3}", "${boom:}", "a ${.key}", "${name}", "${....name}", "[1, '${boom:}']", "$x", "x\ncodecs: {head: {keep: ['${oc.env:SECRET}']}}"])
 def test_no_resolver_runs_even_where_a_yaml_asks_for_it(conf, text, monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
     OmegaConf.register_new_resolver("boom", lambda *_: pytest.fail("a resolver ran"), replace=True)
     file = conf / "experiment" / "evil.yaml"
-    file.write_text(f"# @package _global_\nrecipe: {{keep: {text}}}\n")
+    file.write_text(f"# @package _global_\nrecipe:\n  keep: {text}\n")
     try:
         with pytest.raises(ConfigError, match="^keep must be a value") as caught:
             load("experiment=evil")

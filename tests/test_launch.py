@@ -33,19 +33,18 @@ def scripted(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("found", ["a cluster that died", "a cluster of others"])
-def test_an_engine_joins_no_ray_that_it_finds(home, tmp_path, monkeypatch, found):
+def test_an_engine_joins_no_ray_that_it_finds(home, tmp_path, monkeypatch):
+    """Neither a cluster that died and left its address, nor one that the environment names."""
     address = "192.0.2.2:6399"  # reserved: nobody answers there
     rays = Path(tempfile.mkdtemp(prefix="r-"))  # short, since sockets lie below it
     try:
+        (rays / "ray").mkdir()
+        (rays / "ray" / "ray_current_cluster").write_text(address)
         monkeypatch.setenv("RAY_TMPDIR", str(rays))
-        if found == "a cluster that died":
-            (rays / "ray").mkdir()
-            (rays / "ray" / "ray_current_cluster").write_text(address)
-        else:
-            monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setenv("RAY_ADDRESS", address)
         with engine() as own:
             assert own.run(2, 1, settings(home, tmp_path, "clients=2 rounds=1").split())
+        assert list((rays / "ray").glob("session_2*")), "Ray must have started where the address lay"
     finally:
         shutil.rmtree(rays, ignore_errors=True)
 

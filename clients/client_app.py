@@ -18,7 +18,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, carried, gate, link, local
+from clients import blind, carried, gate, link, local, witness
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.keepsakes import keepsakes
 from clients.state import StateError
@@ -44,7 +44,7 @@ log = logging.getLogger("veilora.client")
 
 NODE_SETTINGS = {
     "key-path": "key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own", "state-path": "state",
-    "device": "device", "rank": "rank",
+    "device": "device", "rank": "rank", "node-key-path": "node_key",
 }  # fmt: skip
 EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, StateError, SealError, OSError)
 
@@ -125,6 +125,9 @@ def unnamed(error: OSError, config: Config | None) -> str:
 def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """The roll call; the first client also keeps a preview and the split, on its own machine. In a blind run, a report."""
     wish = facts_of(message)
+    if wish.get("closing"):
+        gate.mark(wish, client.config)
+        return witness.attest(client, wish), None
     if client.config.blind and "upto" in wish:
         gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))
@@ -133,7 +136,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     run = str(wish.get("run", ""))
     if client.index == 0 and re.fullmatch(r"[a-z0-9_-]+", run):
         keepsakes(client, Path(client.config.output).expanduser() / run)
-    return local.roll(client), None
+    return {**local.roll(client), "signer": witness.public(client.config)}, None
 
 
 @app.train()
@@ -152,7 +155,7 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     received = arrived(client, message, "train")
     update, examples, metrics = local.train(client, round, recipe, received, bool(facts["scored"]), run)
     packed = link.leaving(drawer, coding(client.config), client.config.seed, round, update)
-    return {**mark, "examples": examples, "metrics": metrics}, packed
+    return {**mark, **witness.attest(client, facts), "examples": examples, "metrics": metrics}, packed
 
 
 @app.evaluate()

@@ -30,7 +30,7 @@ from fl.sections import Checkpoint, Gate, Node, Seal
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Record = TypeVar("Record", bound=BaseModel)
 OWN = frozenset(  # what changes no result: places, and how patient whom is
-    "key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
+    "key node_key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
 )
 
 
@@ -86,8 +86,9 @@ class Config(BaseModel):
     nodes: dict[int, Node] = {}
     rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest
     own: str | None = None                     # a folder that `veilora partition` wrote, in data's place
+    node_key: str | None = None                # the node's own key, with which it signs the run's record
 
-    @field_validator("key", "output", "state", "own")
+    @field_validator("key", "output", "state", "own", "node_key")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         if path is not None and not Path(path).expanduser().is_absolute():

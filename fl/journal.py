@@ -146,7 +146,7 @@ class Journal:
         )
 
     def finish(self, summary: dict[str, Any], adapter: Adapter, name: str = "adapter") -> dict[str, Any]:
-        """Write what remains, the adapter under ``name``, and say where it lies. Returns the summary as written.
+        """Write what remains but the summary, the adapter under ``name``, and end the record. Returns the summary.
 
         Raises IntegrityError when the adapter cannot be written.
         """
@@ -176,6 +176,10 @@ class Journal:
         if summary.get("refused"):
             self.say("left out: " + ", ".join(f"{count} x {code}" for code, count in summary["refused"].items()) + "; rounds.jsonl says whose and why")
         self.record.add("end", files=digests(self.folder, LEFT) | {"summary.json": digest(pretty(summary))})
+        return summary
+
+    def conclude(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write the ``summary`` and say where all lies; returns the summary."""
         self._write("summary.json", summary)  # the last, since it says that the run is done
         self.say(f"output: {self.folder}")
         return summary

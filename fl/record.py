@@ -22,7 +22,7 @@ from typing import Any, Callable, Mapping, NamedTuple
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from fl import durable
 from fl.durable import IntegrityError
@@ -124,7 +124,8 @@ def signer(public: str) -> Callable[[str, bytes], bool]:
         key = load_ssh_public_key(public.encode())
     except (ValueError, UnsupportedAlgorithm):
         key = None
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+    known = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)
+    if not known or key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() != public:
         raise ValueError("a node's public key must be one of P-384 in OpenSSH's format")
 
     def holds(signature: str, said: bytes) -> bool:

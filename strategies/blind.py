@@ -93,7 +93,8 @@ def _rounds(run: Run, ledger: list[Entry]) -> Talk:
         journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
         checkpoints.commit(round, {"memory": memory.kept(), "before": before, "federation": federation(run.rolls)}, row.get("accuracy"))
     checkpoints.end()
-    return journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
+    told = journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
+    return journal.conclude(told)
 
 
 def _train(run: Run, round: int) -> Heard:

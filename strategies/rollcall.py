@@ -30,7 +30,7 @@ class Roll(NamedTuple):
     """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message.
 
     ``rank`` is that of its LoRA factors, None for a method without. ``train`` and ``evaluate`` are numbers of images, None
-    where the server is not to know them.
+    where the server is not to know them. ``signer`` is the node's public key, one OpenSSH line, "" for a node that signs nothing.
     """
 
     client: int
@@ -43,6 +43,7 @@ class Roll(NamedTuple):
     faults: Mapping[str, int]
     machine: str
     rank: int | None = None
+    signer: str = ""
 
 
 def roll_in(facts: Mapping[str, Any]) -> Roll:
@@ -98,7 +99,8 @@ LASTING = ("key", "backbone", "classes", "split", "start")  # what a run has fro
 def federation(rolls: Sequence[Roll]) -> dict[str, Any]:
     """What must be the same of the clients when a run is resumed."""
     clients = {str(roll.client): [roll.train, roll.evaluate, roll.rank] for roll in rolls}
-    return {"clients": len(rolls), **{name: rolls[0].digests[name] for name in LASTING}, "images and ranks": clients}
+    signers = {str(roll.client): roll.signer for roll in rolls if roll.signer}
+    return {"clients": len(rolls), **{name: rolls[0].digests[name] for name in LASTING}, "images and ranks": clients, "signers": signers}
 
 
 def same(kept: Mapping[str, Any], rolls: Sequence[Roll]) -> None:

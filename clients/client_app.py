@@ -127,7 +127,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     wish = facts_of(message)
     if wish.get("closing"):
         gate.mark(wish, client.config)
-        return witness.attest(client, wish), None
+        return (blind.close if client.config.blind else witness.attest)(client, wish), None
     if client.config.blind and "upto" in wish:
         gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))

@@ -6,6 +6,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 from fl.durable import IntegrityError
 from fl.record import NAME
+from fl.wire.transcript import step
 
 
 class Signed(NamedTuple):
@@ -60,6 +61,16 @@ def follow(lines: Sequence[Mapping[str, Any]]) -> Followed:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"{where} cannot be: {error}") from None
     return Followed(tuple(rows), tuple(members), tuple(signed), left)
+
+
+def taken(before: str, line: Mapping[str, Any]) -> tuple[str, frozenset[int]]:
+    """The transcript (hex) after a round's sum, and who is in it. Raises ValueError unless it follows from the one before."""
+    listed, payload, says = (line["sum"][part] for part in ("members", "payload", "transcript"))
+    members = b"".join(int(client).to_bytes(4, "little") + bytes.fromhex(nonce) for client, nonce in listed)
+    after = step(bytes.fromhex(before), line["round"], members, bytes.fromhex(payload)).hex()
+    if after != says or len(line["sum"]) != 3:
+        raise ValueError(f"the transcript of round {line['round']} does not follow from the one before and this sum")
+    return after, frozenset(client for client, _ in listed)
 
 
 def given(line: Mapping[str, Any], where: str, n: int, transcript: str, round: int | None) -> list[Signed]:

@@ -12,9 +12,14 @@ import json
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from fl.config import Config
 from fl.durable import IntegrityError
 from fl.journal import LEFT
 from fl.record import NAME, Head, chain, digest, signer, text
+from fl.wire.transcript import begin
 from simulations.followed import Followed, follow
 
 SUMMARY = "summary.json"
@@ -44,17 +49,30 @@ def verify(folder: Path, keys: Path | None = None) -> Verified:
         raise IntegrityError(f"the record is of the run {str(first['run'])[:128]!r}, but its folder is named {folder.resolve().name!r}")
     files(folder, first["files"], tuple(first["files"]))
     found = follow(lines)
-    cohorts = rows(folder, found.rows)
+    secure, cohorts = "transcript" in first, rows(folder, found.rows)
     ended = found.left is not None
     if not ended and (folder / SUMMARY).exists():
         raise IntegrityError(f"{SUMMARY} is there, but the record does not say that the run has ended")
     if ended:
         files(folder, found.left, (*LEFT, SUMMARY))
     signers = known(first, keys)
-    closed = signatures(found, signers, first["run"], [digest(line) for line in content.split(b"\n")], cohorts)
+    closed = signatures(found, signers, first["run"], [digest(line) for line in content.split(b"\n")], found.members if secure else cohorts)
     if ended and signers and not closed:
         raise IntegrityError("the nodes have keys, but none has signed the end of the run")
-    return Verified(first["run"], len(found.rows), ended, "transcript" in first, tuple(sorted(signers)), closed, digest(content.split(b"\n")[-2]))
+    if secure:
+        start(folder, first)
+    return Verified(first["run"], len(found.rows), ended, secure, tuple(sorted(signers)), closed, digest(content.split(b"\n")[-2]))
+
+
+def start(folder: Path, first: Mapping[str, Any]) -> None:
+    """Raise IntegrityError unless a secure run's T_0 is of its run, its config.yaml and its key's fingerprint."""
+    try:
+        config = Config.model_validate(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+        must = begin(str(first["run"]), config, str(first["key"])).hex()
+    except (KeyError, ValueError, YAMLError) as error:
+        raise IntegrityError(f"config.yaml must be that of a secure run of this version ({type(error).__name__})") from None
+    if first["transcript"] != must:
+        raise IntegrityError("the record's first transcript is not of this run, config and key")
 
 
 def told(found: Verified) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 from fl.adapter import Adapter, count
 from fl.config import Config, build
 from fl.journal import Journal
-from fl.wire import sealed
+from fl.wire import sealed, transcript
 from fl.wire.flat import Packed, WireError, pack, unpack
 from fl.wire.ledger import Entry, summarise
 from fl.wire.sealed import Sealed, Total
@@ -36,8 +36,9 @@ from strategies.history import totals
 from strategies.memory import OCTETS, Memory
 from strategies.plan import cohort, evaluates, may_be_blind, one_rank
 from strategies.plan import enough as enough_for
-from strategies.rollcall import Roll, federation, same, summary
+from strategies.rollcall import Roll, federation, same, seal_key, summary
 from strategies.talk import Answer, Facts, Question, Talk, again, enough, lines, say
+from strategies.witness import Witnesses, signers
 
 SCORE = 1           # values in a sealed evaluation
 TRAINED, EVALUATED = ("train_loss", "clipped"), ("accuracy", "loss")  # what a report may tell
@@ -56,8 +57,11 @@ def federate(config: Config, journal: Journal, rolls: Sequence[Roll], start: Ada
     one_rank(strategy, config, infos)
     enough_for(strategy, config, len(rolls))
     first = strategy.init(start)
-    journal.begin(len(rolls))
-    return _rounds(Run(config, journal, rolls, strategy, first, Memory(journal.run, config.digest())), ledger)
+    key = seal_key(rolls)
+    before = transcript.begin(journal.run, config, key)
+    journal.begin(len(rolls), signers=signers(rolls), key=key, transcript=before.hex())
+    memory = Memory(journal.run, config.digest(), before)
+    return _rounds(Run(config, journal, rolls, strategy, first, memory, Witnesses(journal, rolls)), ledger)
 
 
 class Run(NamedTuple):
@@ -69,6 +73,7 @@ class Run(NamedTuple):
     strategy: Strategy
     first: State
     memory: Memory
+    witnesses: Witnesses
 
 
 Heard = Generator[Question, Iterable[Answer], tuple[dict[str, Any], list[Refused]]]
@@ -92,10 +97,14 @@ def _rounds(run: Run, ledger: list[Entry]) -> Talk:
             scored, unscored = yield from _evaluate(run, round)
             row, refused = row | scored, refused + unscored
         row = {"round": round, "clients": []} | row | ({"refused": lines(refused)} if refused else {})
-        journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
+        taken = memory.taken(round)
+        signed = run.witnesses.given(client for client, _ in taken["members"])
+        journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)}, sum=taken, **signed)
         checkpoints.commit(round, {"memory": memory.kept(), "before": before, "federation": federation(run.rolls)}, row.get("accuracy"))
     checkpoints.end()
     told = journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
+    mark = {"run": journal.run, "config": config.digest(), "round": config.rounds}
+    yield from run.witnesses.close(mark, memory.transcript.hex())
     return journal.conclude(told)
 
 
@@ -107,9 +116,9 @@ def _train(run: Run, round: int) -> Heard:
     size, need = count(recipe.sent(given)), enough(config, len(members), max(run.strategy.fewest, config.seal.members))
     away = config.fraction < 1 or round % OFTEN == 0
     for attempt in range(config.retries + 1):
-        messages = {c: memory.messages(c, round - 1, {"round": round}) for c in members}
+        messages = {c: memory.messages(c, round - 1, {"round": round, **run.witnesses.shown(c)}) for c in members}
         came = yield Question("train", round, messages, sealed.size(size, 32) + SLACK, need)
-        total, out = gather(came, size, config.seal.bits)
+        total, out = gather(run.witnesses.checked(came, memory.transcript.hex()), size, config.seal.bits)
         got = len(total.members) if total else 0
         if got >= need:
             memory.add(round, total)
@@ -197,9 +206,10 @@ def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Tot
                 if client in seen:
                     raise WireError("it has sent one already")
                 came = unpack(packed, OCTETS) if packed else {}
-                nonce, payload = (came.get(f"sealed.{part}", torch.zeros(0, dtype=torch.uint8)).numpy() for part in ("nonce", "payload"))
-                if nonce.shape != (sealed.NONCE,) or payload.shape != (sealed.size(size, bits),):
-                    raise WireError(f"it must have a nonce of {sealed.NONCE} bytes and {sealed.size(size, bits)} bytes more")
+                parts = (came.get(f"sealed.{part}", torch.zeros(0, dtype=torch.uint8)).numpy() for part in ("nonce", "echo", "payload"))
+                nonce, echo, payload = parts
+                if (nonce.shape, echo.shape) != ((sealed.NONCE,), (sealed.ECHO,)) or payload.shape != (sealed.size(size, bits),):
+                    raise WireError(f"it must have a nonce of {sealed.NONCE} bytes, an echo of {sealed.ECHO} and {sealed.size(size, bits)} bytes more")
             except Refused as error:
                 refused.append(error)
                 continue
@@ -207,7 +217,7 @@ def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Tot
                 refused.append(Refused(client, "seal", str(error)))
                 continue
             seen.add(client)
-            yield Sealed(client, nonce.tobytes(), np.ascontiguousarray(payload))
+            yield Sealed(client, nonce.tobytes(), np.ascontiguousarray(payload), echo.tobytes())
 
     messages = fitting()
     head = next(messages, None)

@@ -6,7 +6,7 @@ the record; a signature comes back with its answer and goes into the record's ne
 
 from __future__ import annotations
 
-from typing import Any, Generator, Iterable, Sequence
+from typing import Any, Generator, Iterable, Iterator, Sequence
 
 from fl.journal import Journal
 from fl.record import signer, text
@@ -48,9 +48,19 @@ class Witnesses:
             raise Refused(answer.client, "record", "its answer must bring its key's signature of the record that it was shown")
         self._by[str(answer.client)] = signature
 
+    def checked(self, answers: Iterable[Answer], transcript: str) -> Iterator[Answer]:
+        """The ``answers``; one without a right signature as one that is refused."""
+        for answer in answers:
+            try:
+                answer.refused or self.heard(answer, transcript)
+            except Refused as reason:
+                answer = answer._replace(refused=reason)
+            yield answer
+
     def given(self, inside: Iterable[int]) -> dict[str, Any]:
         """What the record's next line holds of them: the signatures of those whose messages are ``inside`` the round."""
-        kept, self._by = {client: s for client, s in self._by.items() if int(client) in set(inside)}, {}
+        members, by, self._by = set(inside), self._by, {}
+        kept = {client: signature for client, signature in by.items() if int(client) in members}
         return {"signed": {"line": self._journal.record.head.line, "by": kept}} if self._tests else {}
 
     def close(self, facts: Facts, transcript: str = "") -> Generator[Question, Iterable[Answer], None]:

@@ -13,10 +13,10 @@ drives it (`simulations.loop`, `strategies.flower`) brings the answers. Its chec
 
 from __future__ import annotations
 
-import math
 import time
+from collections import Counter
 from itertools import chain
-from typing import Any, Callable, Generator, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Generator, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from strategies.history import totals
 from strategies.memory import OCTETS, Memory
 from strategies.plan import cohort, evaluates, may_be_blind, one_rank
 from strategies.plan import enough as enough_for
+from strategies.report import figures, report, state_of, trusted
 from strategies.rollcall import Roll, federation, same, seal_key, summary
 from strategies.talk import Answer, Facts, Question, Talk, again, enough, lines, say
 from strategies.witness import Witnesses, signers
@@ -114,9 +115,10 @@ def _train(run: Run, round: int) -> Heard:
     members = cohort(config, round, len(run.rolls))
     recipe, given = run.strategy.ask(run.first, round, ClientInfo(members[0], 0, 0, run.rolls[members[0]].rank))
     size, need = count(recipe.sent(given)), enough(config, len(members), max(run.strategy.fewest, config.seal.members))
-    away = config.fraction < 1 or round % OFTEN == 0
+    away, accused = config.fraction < 1 or round % OFTEN == 0, Counter[int]()
     for attempt in range(config.retries + 1):
-        messages = {c: memory.messages(c, round - 1, {"round": round, **run.witnesses.shown(c)}) for c in members}
+        asked = trusted(members, accused, need)
+        messages = {c: memory.messages(c, round - 1, {"round": round, **run.witnesses.shown(c)}) for c in asked}
         came = yield Question("train", round, messages, sealed.size(size, 32) + SLACK, need)
         total, out = gather(run.witnesses.checked(came, memory.transcript.hex()), size, config.seal.bits)
         got = len(total.members) if total else 0
@@ -124,7 +126,7 @@ def _train(run: Run, round: int) -> Heard:
             memory.add(round, total)
             inside = [c for c, _ in total.members]
             wish = {"round": round, "state": away}
-            told = yield from _report(round, inside, lambda c: memory.messages(c, round, wish), out, TRAINED, away)
+            told = yield from report(round, inside, lambda c: memory.messages(c, round, wish), out, TRAINED, away, accused)
             if told:
                 refused += out
                 say(run.journal, round, out)
@@ -149,7 +151,7 @@ def _evaluate(run: Run, round: int) -> Heard:
         got = len(scores.members) if scores else 0
         if got >= need:
             wish, inside = {**ask, "last": round == config.rounds}, [c for c, _ in scores.members]
-            told = yield from _report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out, EVALUATED)
+            told = yield from report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out, EVALUATED)
             if told:
                 refused += out
                 say(run.journal, round, out)
@@ -159,34 +161,6 @@ def _evaluate(run: Run, round: int) -> Heard:
         say(run.journal, round, out)
         again(run.journal, round, attempt, got, need, len(run.rolls), out, "evaluations")
     raise AssertionError("the last attempt returns or raises")
-
-
-def _report(
-    round: int, clients: Sequence[int], messages: Callable[[int], Iterator[tuple[Packed, Facts]]], refused: list[Refused],
-    figured: Sequence[str], state: bool = False,
-) -> Generator[Question, Iterable[Answer], Answer | None]:  # fmt: skip
-    """What the first of ``clients`` who can tells of the sum, the ``figured`` numbers, and the locked ``state`` if asked.
-
-    None when nobody can, or when two of them, or the only one, say that it does not open: one alone might lie.
-    """
-    closed = 0
-    for client in clients:
-        (told,) = yield Question("report", round, {client: messages(client)})
-        try:
-            if told.refused:
-                raise told.refused
-            if "refused" in told.facts:
-                closed += 1
-                raise Refused(client, "seal", str(told.facts["refused"]))
-            figures(told, *figured)
-            if state:
-                state_of(told)
-            return told
-        except Refused as reason:
-            refused.append(reason)
-            if closed == 2:
-                return None
-    return None
 
 
 def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Total | None, list[Refused]]:
@@ -228,27 +202,3 @@ def scored_by(memory: Memory, client: int, round: int, scores: Total, facts: Fac
     """What the reporting client needs to open the ``scores``: it stands after ``round`` already, having been evaluated."""
     for packed, told in memory.messages(client, round, facts):
         yield pack({**unpack(packed, OCTETS), **sealed.named("scores", scores)}, OCTETS), told
-
-
-def figures(told: Answer, *names: str) -> dict[str, float]:
-    """The numbers of these ``names`` in a report; none where the client is not to tell them (`clients.tell`).
-
-    Raises Refused when it has some and lacks one, or has one that cannot be.
-    """
-    if not set(names) & set(told.facts):
-        return {}
-    try:
-        found = {name: float(told.facts[name]) for name in names}
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise Refused(told.client, "schema", f"a report must hold {' and '.join(names)}, got {sorted(map(str, told.facts))}") from None
-    if not all(0 <= value < math.inf and (value <= 1 or "loss" in name) for name, value in found.items()):
-        raise Refused(told.client, "metrics", f"a report's numbers must be finite, and shares at most 1, got {found}")
-    return found
-
-
-def state_of(told: Answer) -> Tensor:
-    """The locked state in a report. Raises Refused when there is none."""
-    try:
-        return unpack(told.packed, OCTETS)["sealed.state"]
-    except (AttributeError, KeyError, WireError):
-        raise Refused(told.client, "schema", "a report must bring the locked state it was asked for, got none") from None

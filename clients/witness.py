@@ -6,6 +6,7 @@ that a server which shows another record later, or an older one, is named, whate
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any, Mapping
@@ -23,6 +24,10 @@ from fl.wire.flat import WireError
 
 SHOWN = "shown"  # the file's name
 NEVER = 2**53    # lines that no record has
+
+
+RECORDS = "record: two records"
+log = logging.getLogger("veilora.client")
 
 
 class TwoRecords(StateError):
@@ -47,7 +52,8 @@ def attest(client: Client, facts: Mapping[str, Any], transcript: str = "") -> di
     head, run, drawer = _head(facts["head"]), str(facts["run"]), client.drawer(str(facts["run"]))
     last = drawer.recall(SHOWN, NEVER)
     if last and (last[0] > head.line or last[0] == head.line and bytes(last[1]["digest"].tolist()).hex() != head.digest):
-        raise TwoRecords(f"the record of {run} was shown to client {client.index} up to line {last[0]}, and now otherwise, up to line {head.line}")
+        log.error("%s: %s: this node has signed line %d, and is now shown another line %d", run, RECORDS, last[0], head.line)
+        raise TwoRecords(RECORDS)
     if last is None or last[0] < head.line:
         drawer.keep(SHOWN, head.line, {"digest": torch.tensor(list(bytes.fromhex(head.digest)), dtype=torch.uint8)})
         if last:

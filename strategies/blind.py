@@ -16,11 +16,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from itertools import chain
-from typing import Any, Callable, Generator, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Generator, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fl.adapter import Adapter, count
 from fl.config import Config, build

@@ -10,16 +10,22 @@ from pathlib import Path
 import pytest
 from conftest import first
 from cryptography.hazmat.primitives.asymmetric import ec
-from test_simulation import by_loop, home, settings  # noqa: F401
+from test_simulation import by_loop, equal, home, settings  # noqa: F401
 
+from clients import local, witness
 from clients.client_app import app as client_app
 from clients.kit.certificates import node_key
+from fl.adapter import load as load_adapter
+from fl.config import load
 from fl.durable import IntegrityError
+from fl.keys import KeyFileError
 from fl.record import NAME, Head, Record, chain, digest, sign, signer, text, written
+from fl.wire.flat import WireError
 from simulations import inprocess, veilora
 from simulations.followed import follow
-from simulations.verify import verify
+from simulations.verify import told, verify
 from strategies.server_app import app as server_app
+from strategies.talk import QuorumLost
 
 SECURE = "blind=true seal.largest=200"
 
@@ -201,3 +207,102 @@ def test_signatures_are_those_of_p384_and_of_nothing_else():
     for public in ("", "ssh-rsa AAAA", signer_line(ec.generate_private_key(ec.SECP256R1())), signer_line(key) + " someone"):
         with pytest.raises(ValueError, match="P-384 in OpenSSH's format"):
             signer(public)
+
+
+# Nodes that sign ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(home, keys, tmp_path):
+    """Client 1 of 3 with its key, and the head of a record."""
+    config = load(settings(home, tmp_path, "clients=3", f"+node_key={keys / 'node-1'}"))
+    return local.open_client(config, 1, 3), lambda line, digest="ab" * 32: {"run": "run", "head": [line, digest]}
+
+
+def test_a_node_signs_one_head_a_line_and_never_an_older_one(node, keys):
+    client, facts = node
+    holds = signer(witness.public(client.config))
+    assert witness.public(client.config) == " ".join((keys / "node-1.pub").read_text().split()[:2])
+    signed = witness.attest(client, facts(3), "cd")["signature"]
+    assert holds(signed, b"veilora record|run|3|" + b"ab" * 32 + b"|cd") and not holds(signed, b"veilora record|run|3|" + b"ab" * 32 + b"|")
+    assert holds(witness.attest(client, facts(3), "ef")["signature"], text("run", Head(3, "ab" * 32), "ef"))  # the round is tried again
+    for line, other in ((3, "ac" * 32), (2, "ab" * 32), (0, "00" * 32)):
+        with pytest.raises(witness.TwoRecords, match="^record: two records$"):
+            witness.attest(client, facts(line, other))
+    assert witness.attest(client, facts(7))
+    with pytest.raises(witness.TwoRecords):
+        witness.attest(client, facts(3))
+    assert witness.attest(client, {"run": "another", "head": [0, "ab" * 32]}) and [r for _, r in client.drawer("run").listing()] == [7]
+
+
+@pytest.mark.parametrize("head", [None, 3, [], [3], [3, "ab"], ["3", "ab" * 32], [-1, "ab" * 32], [True, "ab" * 32], [2**60, "ab" * 32], [3, "AB" * 32], [3, "ab" * 32, 1], {"line": 3}])
+def test_what_is_no_head_is_signed_by_nobody(node, head):
+    with pytest.raises(WireError, match="a record's head must be a line's number and digest"):
+        witness.attest(node[0], {"run": "run", "head": head})
+
+
+def test_a_node_without_a_key_signs_nothing_and_one_that_is_no_key_is_said(home, tmp_path, keys):
+    config = load(settings(home, tmp_path, "clients=3"))
+    assert witness.public(config) == "" and witness.attest(local.open_client(config, 0, 3), {"run": "run", "head": [0, "ab" * 32]}) == {}
+    (tmp_path / "text").write_text("no key")
+    for path in (tmp_path / "text", tmp_path / "missing", keys / "node-1.pub"):
+        with pytest.raises(KeyFileError, match="see node-key-path"):
+            witness.public(config.model_copy(update={"node_key": str(path)}))
+
+
+@pytest.mark.parametrize("more", first(1, [SECURE, ""]))
+def test_who_signs_gets_the_same_adapter_and_a_run_that_is_resumed_holds(home, keys, tmp_path, monkeypatch, more):
+    words = f"rounds=4 checkpoint.every=2 checkpoint.last=1 quorum=1.0 {more}"
+    _, steady = by_loop(home, tmp_path / "steady", words)
+    monkeypatch.setattr("strategies.server_app.run_name", lambda config: "run")
+    real = local.train
+
+    def ends(client, round, *given):
+        if round == 4 and client.index == 1:  # the nodes have signed round 3, of which there is no checkpoint
+            raise RuntimeError("the power is out")
+        return real(client, round, *given)
+
+    own = {i: {"node-key-path": str(keys / f"node-{i}")} for i in range(3)}
+    with monkeypatch.context() as patch, pytest.raises(QuorumLost):
+        patch.setattr(local, "train", ends)
+        inprocess.run(server_app, client_app, 3, settings(home, tmp_path, "clients=3", words), own)
+    found = verify(tmp_path / "run", keys)
+    assert (found.rounds, found.ended, found.closed) == (3, False, ())
+    assert "holds so far, for it has not ended; signed by 3 clients; its head is" in told(found)
+    inprocess.run(server_app, client_app, 3, settings(home, tmp_path, "clients=3", words, "resume=run"), own)
+    assert equal(load_adapter(tmp_path / "run" / "adapter.safetensors"), steady)
+    assert (found := verify(tmp_path / "run", keys)).ended and found.closed == (0, 1, 2) and found.rounds == 4
+    assert [line["kind"] for line in chain((tmp_path / "run" / NAME).read_bytes())] == ["begin", "round", "round", "round", "resumed", "round", "round", "end", "closed"]
+
+
+@pytest.mark.parametrize("more", first(1, ["", SECURE]))
+def test_an_answer_without_its_nodes_signature_is_left_out(home, keys, tmp_path, monkeypatch, capsys, more):
+    real = witness.attest
+
+    def silent(client, facts, transcript=""):
+        said = real(client, facts, transcript)
+        return {} if client.index == 2 and facts.get("round") == 2 else said
+
+    monkeypatch.setattr(witness, "attest", silent)
+    run = signed_run(home, tmp_path, keys, f"clients=3 rounds=2 quorum=0.6 {more}", "seal.members=2" if more else "")
+    said = capsys.readouterr().out
+    assert "round 2: left out (record): client 2: its answer must bring its key's signature of the record" in said
+    assert "the record is not signed to its end by client 2" in said
+    assert verify(run, keys).closed == (0, 1)
+
+
+def test_a_server_that_keeps_two_records_gets_no_second_signature(home, keys, tmp_path, monkeypatch, capsys):
+    """It goes back to an older record of the run, as from a copy of its folder, and shows the nodes another round 2."""
+    monkeypatch.setattr("strategies.server_app.run_name", lambda config: "run")
+    own, words = {i: {"node-key-path": str(keys / f"node-{i}")} for i in range(3)}, settings(home, tmp_path, "clients=3 rounds=3 checkpoint.last=9")
+    with monkeypatch.context() as patch:
+        patch.setattr("strategies.checkpoint.Checkpoints.end", lambda checkpoints: None)
+        inprocess.run(server_app, client_app, 3, words, own)
+    run = tmp_path / "run"
+    (run / "summary.json").unlink()
+    (run / NAME).write_bytes(b"".join((run / NAME).read_bytes().splitlines(keepends=True)[:2]))
+    manifest = json.loads((run / "checkpoints" / "manifest.json").read_text())
+    manifest["checkpoints"] = [kept for kept in manifest["checkpoints"] if kept["round"] == 1]
+    (run / "checkpoints" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Exception, match="record: two records"):
+        inprocess.run(server_app, client_app, 3, words + " resume=run", own)

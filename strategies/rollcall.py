@@ -96,7 +96,7 @@ def agree(rolls: Sequence[Roll], own_code: str) -> None:
 
 def seal_key(rolls: Sequence[Roll]) -> str:
     """The fingerprint of the key that a secure run's masks come from, which all have alike."""
-    return rolls[0].digests["key"]
+    return rolls[0].digests.get("seal") or rolls[0].digests["key"]
 
 
 LASTING = ("key", "backbone", "classes", "split", "start")  # what a run has from its first round to its last

@@ -3,7 +3,8 @@
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``. It judges
 them as the server judges its answers (`clients.gate`), and an answer says of which run, round and config it is.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``device``, ``rank``.
+run's config ``key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``node-key-path``,
+``device``, ``rank``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, carried, failure, gate, link, local
+from clients import blind, carried, failure, gate, link, local, witness
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.keepsakes import keepsakes
 from fl.adapter import Adapter
@@ -38,7 +39,7 @@ log = logging.getLogger("veilora.client")
 
 NODE_SETTINGS = {
     "key-path": "key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own", "state-path": "state",
-    "device": "device", "rank": "rank",
+    "device": "device", "rank": "rank", "node-key-path": "node_key",
 }  # fmt: skip
 
 
@@ -88,6 +89,9 @@ def at_node(context: Context, index: int) -> Config:
 def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """The roll call; the first client also keeps a preview and the split, on its own machine. In a blind run, a report."""
     wish = facts_of(message)
+    if wish.get("closing"):
+        gate.mark(wish, client.config)
+        return (blind.close if client.config.blind else witness.attest)(client, wish), None
     if client.config.blind and "upto" in wish:
         gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))
@@ -96,7 +100,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     run = str(wish.get("run", ""))
     if client.index == 0 and re.fullmatch(r"[a-z0-9_-]+", run):
         keepsakes(client, Path(client.config.output).expanduser() / run)
-    return local.roll(client), None
+    return {**local.roll(client), "signer": witness.public(client.config)}, None
 
 
 @app.train()
@@ -115,7 +119,7 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     received = arrived(client, message, "train")
     update, examples, metrics = local.train(client, round, recipe, received, bool(facts["scored"]), run)
     packed = link.leaving(drawer, coding(client.config), client.config.seed, round, update)
-    return {**mark, "examples": examples, "metrics": metrics}, packed
+    return {**mark, **witness.attest(client, facts), "examples": examples, "metrics": metrics}, packed
 
 
 @app.evaluate()

@@ -34,7 +34,7 @@ __all__ = ["CONF", "Config", "ConfigError", "Node", "OverrideError", "build", "l
 REFERENCE = re.compile(r"\$\{(\.+)(\w+)\}")
 Record = TypeVar("Record", bound=BaseModel)
 OWN = frozenset(  # what changes no result: places, and how patient whom is
-    "key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
+    "key node_key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
 )
 
 
@@ -87,8 +87,9 @@ class Config(BaseModel):
     nodes: dict[int, Node] = {}
     rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest
     own: str | None = None                     # a folder that `veilora partition` wrote, in data's place
+    node_key: str | None = None                # the node's own key, with which it signs the run's record
 
-    @field_validator("key", "output", "state", "own")
+    @field_validator("key", "output", "state", "own", "node_key")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         if path is not None and not Path(path).expanduser().is_absolute():

@@ -112,7 +112,7 @@ def test_a_place_below_home_needs_no_quotes():
     assert (config.key, config.own, config.data["root"], config.nodes[1].own) == ("~/veilora/other-key", "~", "~/a.b/c", "~/x")
 
 
-PLACES = {"own": "/d", "engine": "inprocess", "diagnostics": 3, "key": "/k", "output": "/o", "state": "/s", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}, "rank": 2,
+PLACES = {"own": "/d", "node_key": "/n", "engine": "inprocess", "diagnostics": 3, "key": "/k", "output": "/o", "state": "/s", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}, "rank": 2,
           "quorum": 0.5, "retries": 2, "gate": {"norm": 9.0}, "checkpoint": {"every": 3}, "resume": "a-run"}
 SEEN = {
     "name": "other", "seed": 1, "rounds": 9, "clients": 3, "fraction": 0.5, "evaluate_every": 2, "validation": 0.2,

@@ -36,6 +36,7 @@ partition-id = @index@
 num-partitions = @nodes@
 key-path = "@key@"
 state-path = "@var@/state"
+node-key-path = "@home@/node.key"   # with it this node signs the record of a run
 device = "@device@"
 @data@
 # partition-path = "/data/mine"      # in data-path's place: this client's pictures alone, as `veilora partition` wrote them

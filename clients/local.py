@@ -56,6 +56,11 @@ class Client:
         return f"Client({self.index} of {self.of}, key {self.key.fingerprint})"
 
     @property
+    def seal_key(self) -> keys.SharedKey:
+        """The key that masks, tags, locks and all else of a blind run come from."""
+        return self.key
+
+    @property
     def bench(self) -> Workbench:
         """The model, which a process keeps for the clients of one config."""
         return workbench(self.config, self.key, len(self.holdings.classes))
@@ -197,10 +202,8 @@ def score(client: Client, received: Adapter) -> Score:
 
 
 def roll(client: Client) -> dict:
-    """What the client answers to the roll call, as `strategies.rollcall.Roll` names it. Raises ConfigError for too many images."""
-    config, train, held = client.config, client.holdings.train.size, client.shard.size
-    if config.blind and train > config.seal.largest:
-        raise ConfigError(f"seal.largest must be what the largest client has, got {config.seal.largest}, and this one has more; raise it")
+    """What the client answers to the roll call, as `strategies.rollcall.Roll` names it: to a blind server no number of images."""
+    config, train, held, faults = client.config, client.holdings.train.size, client.shard.size, client.holdings.faults
     return {
         "client": client.index,
         "of": client.of,
@@ -217,7 +220,7 @@ def roll(client: Client) -> dict:
         "evaluate": None if config.blind else held,
         "trained": adapters.count(client.bench.start),
         "full_bytes": client.bench.full_bytes,
-        "faults": client.holdings.faults,
+        "faults": dict.fromkeys(faults, True) if config.blind else faults,
         "machine": f"torch {versions()['torch']} on {next(client.bench.model.parameters()).device.type}, {client.bench.speed}",
         "rank": client.rank,
     }

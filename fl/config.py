@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from fl.adapter import Group
 from fl.recipe import Recipe
-from fl.sections import Checkpoint, Gate, Node, Seal
+from fl.sections import Checkpoint, Gate, Node, Seal, Tell
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Record = TypeVar("Record", bound=BaseModel)
@@ -82,6 +82,7 @@ class Config(BaseModel):
     feedback: bool                             # add what a lossy codec lost to the next upload
     blind: bool                                # hide every update, and their sum, from the server; in the codec's place
     seal: Seal                                 # the fixed point in which a blind server adds
+    tell: Tell                                 # how exact the numbers are that a blind server is told
     recipe: Recipe
     nodes: dict[int, Node] = {}
     rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest
@@ -126,7 +127,11 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that two parties share exactly when they compute the same run (places may differ)."""
-        return hashlib.sha256(json.dumps(self.shared(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:16]
+
+    def canonical(self) -> str:
+        """What all parties of a run must have alike, as one JSON text: always the same for the same values."""
+        return json.dumps(self.shared(), sort_keys=True)
 
     def shared(self) -> dict[str, Any]:
         """What all parties of a run must have alike."""

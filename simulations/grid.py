@@ -127,7 +127,7 @@ def run_cell(cell: Cell, folder: str) -> Line:
         "cell": identity(cell),
         **{name: summary[name] for name in KEPT},
         "curve": [[row["round"], row["accuracy"]] for row in scored],
-        "client_accuracies": [compact(e["correct"] / e["examples"]) for e in scored[-1].get("evaluations", []) if e["examples"]],
+        "client_accuracies": [compact(e["correct"] / e["examples"]) for e in (scored[-1] if scored else {}).get("evaluations", []) if e["examples"]],
         "rounds": rounds(journal.rounds),
         "places": sorted(set(cell) & {"data.root", "model.weights"}),
         **origin,

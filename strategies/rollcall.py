@@ -30,7 +30,7 @@ class Roll(NamedTuple):
     """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message.
 
     ``rank`` is that of its LoRA factors, None for a method without. ``train`` and ``evaluate`` are numbers of images, None
-    where the server is not to know them.
+    where the server is not to know them; then ``faults`` says that there are such images, and not how many.
     """
 
     client: int
@@ -40,7 +40,7 @@ class Roll(NamedTuple):
     evaluate: int | None
     trained: int
     full_bytes: int
-    faults: Mapping[str, int]
+    faults: Mapping[str, int | bool]
     machine: str
     rank: int | None = None
 
@@ -113,10 +113,10 @@ def remarks(rolls: Sequence[Roll]) -> list[str]:
     """What a person should know before round 1: on what the clients work, and which images were not as they should be."""
     machines = Counter(roll.machine for roll in rolls)
     lines = ["clients work with " + ", ".join(f"{machine} ({n})" for machine, n in sorted(machines.items()))]
-    return lines + [f"data: {count} images {name}" for name, count in faults(rolls).items()]
+    return lines + [f"data: {'some' if count is True else count} images {name}" for name, count in faults(rolls).items()]
 
 
-def faults(rolls: Sequence[Roll]) -> dict[str, int]:
+def faults(rolls: Sequence[Roll]) -> dict[str, int | bool]:
     """Images that were not as they should be, by kind: once where all read one source, named where each has its own."""
     if all(roll.faults == rolls[0].faults for roll in rolls):
         return dict(rolls[0].faults)

@@ -31,6 +31,7 @@ from strategies.gate import Refused
 from strategies.talk import Answer, QuorumLost
 
 BLIND = "blind=true seal.largest=200"
+PAIR = "seal.members=2"  # of three clients, some rounds have two
 KEY = SharedKey(bytes(range(32)))
 LINEAR = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "ffa_lora", "rolora", "fedsvd", "fedsa_lora", "local_only"]
 

@@ -30,7 +30,7 @@ from fl.sections import Checkpoint, Gate, Node, Seal, Tell
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Record = TypeVar("Record", bound=BaseModel)
 OWN = frozenset(  # what changes no result: places, and how patient whom is
-    "key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
+    "key seal_key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
 )
 
 
@@ -69,6 +69,8 @@ class Config(BaseModel):
     checkpoint: Checkpoint
     resume: str | None = Field(default=None, pattern=r"^[a-z0-9_-]{1,128}$")   # the run in output to go on with
     key: str
+    seal_key: str                              # read in blind runs alone
+    image_keys: Literal["shared", "own"]       # whether all clients' pictures are encrypted with one key
     output: str
     state: str                                 # where a client keeps what outlives a round
     model: dict[str, Any]
@@ -88,7 +90,7 @@ class Config(BaseModel):
     rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest
     own: str | None = None                     # a folder that `veilora partition` wrote, in data's place
 
-    @field_validator("key", "output", "state", "own")
+    @field_validator("key", "seal_key", "output", "state", "own")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         if path is not None and not Path(path).expanduser().is_absolute():
@@ -118,6 +120,8 @@ class Config(BaseModel):
                 raise ValueError(f"method.rank is the run's largest rank, got {largest} and a client's {rank=}; raise method.rank")
         if self.together > 1 and self.step == "plain":
             raise ValueError(f"together needs the lean step, got together={self.together} and step={self.step}; set step=lean or together=1")
+        if self.image_keys == "own" and self.start != "keyed":
+            raise ValueError(f"image keys of the clients' own need start=keyed, got start={self.start}; set start=keyed or image_keys=shared")
         if self.evaluate_on == "validation" and not self.validation:
             raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")
         return self

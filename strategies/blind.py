@@ -29,7 +29,7 @@ from fl.wire import sealed
 from fl.wire.flat import Packed, WireError, pack, unpack
 from fl.wire.ledger import Entry, summarise
 from fl.wire.sealed import Sealed, Total
-from strategies import ClientInfo, State, Strategy
+from strategies import ClientInfo, State, Strategy, epochs
 from strategies.checkpoint import Checkpoints
 from strategies.gate import SLACK, Refused
 from strategies.history import totals
@@ -95,7 +95,9 @@ def _rounds(run: Run, ledger: list[Entry]) -> Talk:
         journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
         checkpoints.commit(round, {"memory": memory.kept(), "before": before, "federation": federation(run.rolls)}, row.get("accuracy"))
     checkpoints.end()
-    return journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
+    done = journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
+    yield from epochs.end(journal, run.rolls)  # the last of all: what is not written by now could not be resumed
+    return done
 
 
 def _train(run: Run, round: int) -> Heard:

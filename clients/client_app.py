@@ -3,7 +3,7 @@
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``. It judges
 them as the server judges its answers (`clients.gate`), and an answer says of which run, round and config it is.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``node-key-path``,
+run's config ``key-path``, ``seal-key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``node-key-path``,
 ``device``, ``rank``.
 """
 
@@ -19,7 +19,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, carried, failure, gate, link, local, witness
+from clients import blind, carried, epochs, failure, gate, link, local, witness
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.keepsakes import keepsakes
 from fl.adapter import Adapter
@@ -38,8 +38,8 @@ app = ClientApp()
 log = logging.getLogger("veilora.client")
 
 NODE_SETTINGS = {
-    "key-path": "key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own", "state-path": "state",
-    "device": "device", "rank": "rank", "node-key-path": "node_key",
+    "key-path": "key", "seal-key-path": "seal_key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own",
+    "state-path": "state", "device": "device", "rank": "rank", "node-key-path": "node_key",
 }  # fmt: skip
 
 
@@ -95,6 +95,8 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     if client.config.blind and "upto" in wish:
         gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))
+    if client.config.blind and "epoch" in wish:
+        return epochs.end(client, wish) if "end" in wish else (epochs.catch_up(client, wish), None)
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
     run = str(wish.get("run", ""))

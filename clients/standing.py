@@ -64,6 +64,9 @@ def recalled(client: Client, run: str, since: int, locked: Tensor | None, first:
     drawer = client.drawer(run)
     if reason := Notes(drawer).stopped:
         raise SealError(reason)
+    began, now = Notes(drawer).first("seal", client.seal_key.fingerprint), client.seal_key.fingerprint
+    if began != now:
+        raise SealError(f"this run began with the seal key {began}, and it is {now} by now: another run has ended since; start this one anew")
     if locked is not None:
         return first._replace(round=since, **nested(tree(first), unlock(client.seal_key, start(client, run), since, locked)))
     if not since:

@@ -34,7 +34,7 @@ __all__ = ["CONF", "Config", "ConfigError", "Node", "OverrideError", "build", "l
 REFERENCE = re.compile(r"\$\{(\.+)(\w+)\}")
 Record = TypeVar("Record", bound=BaseModel)
 OWN = frozenset(  # what changes no result: places, and how patient whom is
-    "key node_key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
+    "key seal_key node_key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
 )
 
 
@@ -69,6 +69,8 @@ class Config(BaseModel):
     checkpoint: Checkpoint
     resume: str | None = Field(default=None, pattern=r"^[a-z0-9_-]{1,128}$")   # the run in output to go on with
     key: str
+    seal_key: str                              # read in blind runs alone
+    image_keys: Literal["shared", "own"]       # whether all clients' pictures are encrypted with one key
     output: str
     state: str                                 # where a client keeps what outlives a round
     model: dict[str, Any]
@@ -89,7 +91,7 @@ class Config(BaseModel):
     own: str | None = None                     # a folder that `veilora partition` wrote, in data's place
     node_key: str | None = None                # the node's own key, with which it signs the run's record
 
-    @field_validator("key", "output", "state", "own", "node_key")
+    @field_validator("key", "seal_key", "output", "state", "own", "node_key")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         if path is not None and not Path(path).expanduser().is_absolute():
@@ -121,6 +123,9 @@ class Config(BaseModel):
         if self.together > 1 and self.step == "plain":
             says = f"together needs the lean step, got together={self.together} and step={self.step}; set step=lean or together=1"
             raise ConfigError(says, "together", "step")
+        if self.image_keys == "own" and self.start != "keyed":
+            says = f"image keys of the clients' own need start=keyed, got start={self.start}; set start=keyed or image_keys=shared"
+            raise ConfigError(says, "image_keys", "start")
         if self.evaluate_on == "validation" and not self.validation:
             raise ConfigError("evaluate_on=validation needs images to hold out; set validation=0.1 or so", "evaluate_on", "validation")
         return self

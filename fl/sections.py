@@ -12,6 +12,7 @@ class Node(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     key: str | None = None
+    seal_key: str | None = None
     data_root: str | None = None
     weights: str | None = None
     device: str | None = None

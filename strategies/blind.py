@@ -28,7 +28,7 @@ from fl.wire import sealed, transcript
 from fl.wire.flat import Packed, WireError, pack, unpack
 from fl.wire.ledger import Entry, summarise
 from fl.wire.sealed import Sealed, Total
-from strategies import ClientInfo, State, Strategy
+from strategies import ClientInfo, State, Strategy, epochs
 from strategies.checkpoint import Checkpoints
 from strategies.gate import SLACK, Refused
 from strategies.history import totals
@@ -105,7 +105,9 @@ def _rounds(run: Run, ledger: list[Entry]) -> Talk:
     told = journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
     mark = {"run": journal.run, "config": config.digest(), "round": config.rounds}
     yield from run.witnesses.close(mark, memory.transcript.hex())
-    return journal.conclude(told)
+    done = journal.conclude(told)
+    yield from epochs.end(journal, run.rolls)  # the last of all: what is not written by now could not be resumed
+    return done
 
 
 def _train(run: Run, round: int) -> Heard:

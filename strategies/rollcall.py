@@ -6,6 +6,7 @@ secrets: the key's fingerprint is one-way.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -15,6 +16,7 @@ MUST_AGREE = {
     "code": "runs another version of the code",
     "config": "composed another config",
     "key": "holds another key",
+    "seal": "holds another seal key",
     "classes": "has other classes",
     "backbone": "has another backbone",
     "split": "cut the data otherwise",
@@ -46,6 +48,11 @@ class Roll(NamedTuple):
     rank: int | None = None
     signer: str = ""
 
+    @property
+    def epoch(self) -> int:
+        """Of the seal key, as its fingerprint names it; 0 where the run needs none."""
+        return int(self.digests["seal"].partition("-")[0] or 0)
+
 
 def roll_in(facts: Mapping[str, Any]) -> Roll:
     """The roll in an answer's ``facts``, each of its type. Raises ValueError, in one line, for whatever is not."""
@@ -59,6 +66,8 @@ def roll_in(facts: Mapping[str, Any]) -> Roll:
     missing = [name for name in MUST_AGREE if name not in roll.digests]
     if short or missing:
         raise ValueError(f"{', '.join(short or missing)} must be {'a number of things' if short else 'among the digests'}")
+    if not re.fullmatch(r"|[0-9]{1,15}-[0-9a-f]{16}", roll.digests["seal"]):
+        raise ValueError("digests.seal must be a seal key's epoch and fingerprint")
     return roll._replace(machine=roll.machine[:200])
 
 
@@ -90,16 +99,17 @@ def agree(rolls: Sequence[Roll], own_code: str) -> None:
             if roll.digests[name] != usual:
                 raise RollCallError(
                     f"client {roll.client} {says} ({roll.digests[name]}) than the other clients ({usual}); "
-                    f"give it the same {'key file' if name == 'key' else name} and start again"
+                    f"give it the same {FILES.get(name, name)} and start again"
                 )
 
 
 def seal_key(rolls: Sequence[Roll]) -> str:
     """The fingerprint of the key that a secure run's masks come from, which all have alike."""
-    return rolls[0].digests.get("seal") or rolls[0].digests["key"]
+    return rolls[0].digests["seal"]
 
 
-LASTING = ("key", "backbone", "classes", "split", "start")  # what a run has from its first round to its last
+FILES = {"key": "key file", "seal": "seal key (veilora key share)"}
+LASTING = ("key", "seal", "backbone", "classes", "split", "start")  # what a run has from its first round to its last
 
 
 def federation(rolls: Sequence[Roll]) -> dict[str, Any]:
@@ -112,7 +122,9 @@ def federation(rolls: Sequence[Roll]) -> dict[str, Any]:
 def same(kept: Mapping[str, Any], rolls: Sequence[Roll]) -> None:
     """Raise RollCallError, with what differs, unless these are the clients that the run began with."""
     now = federation(rolls)
-    differ = [f"{name} was {kept.get(name)}, now {now[name]}"[:200] for name in now if kept.get(name) != now[name]]
+    if kept.get("seal", "") != now["seal"]:
+        raise RollCallError(f"this run began with the seal key {kept.get('seal', '')}, and the clients' is {now['seal']}: a run has ended since; start it anew")
+    differ = [f"{name} was {kept.get(name)}, now {now[name]}"[:200] for name in now if name != "seal" and kept.get(name) != now[name]]
     if differ:
         raise RollCallError(f"a run is resumed by the federation that it began with, but {'; '.join(differ)}")
 

@@ -18,7 +18,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, carried, gate, link, local
+from clients import blind, carried, gate, link, local, policy
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.keepsakes import keepsakes
 from clients.state import StateError
@@ -133,7 +133,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     run = str(wish.get("run", ""))
     if client.index == 0 and re.fullmatch(r"[a-z0-9_-]+", run):
         keepsakes(client, Path(client.config.output).expanduser() / run)
-    return local.roll(client), None
+    return local.roll(client) | {"policy": policy.in_force.get()}, None
 
 
 @app.train()

@@ -43,6 +43,7 @@ class Roll(NamedTuple):
     faults: Mapping[str, int | bool]
     machine: str
     rank: int | None = None
+    policy: str = ""
 
 
 def roll_in(facts: Mapping[str, Any]) -> Roll:
@@ -57,6 +58,8 @@ def roll_in(facts: Mapping[str, Any]) -> Roll:
     missing = [name for name in MUST_AGREE if name not in roll.digests]
     if short or missing:
         raise ValueError(f"{', '.join(short or missing)} must be {'a number of things' if short else 'among the digests'}")
+    if set(roll.policy) - set("0123456789abcdef") or len(roll.policy) > 64:
+        raise ValueError("policy must be a digest")
     return roll._replace(machine=roll.machine[:200])
 
 
@@ -113,7 +116,13 @@ def remarks(rolls: Sequence[Roll]) -> list[str]:
     """What a person should know before round 1: on what the clients work, and which images were not as they should be."""
     machines = Counter(roll.machine for roll in rolls)
     lines = ["clients work with " + ", ".join(f"{machine} ({n})" for machine, n in sorted(machines.items()))]
+    lines += [f"policy {policy} is in force at {n} of {len(rolls)} clients" for policy, n in sorted(policies(rolls).items())]
     return lines + [f"data: {'some' if count is True else count} images {name}" for name, count in faults(rolls).items()]
+
+
+def policies(rolls: Sequence[Roll]) -> dict[str, int]:
+    """How many clients stand under which policy; in a simulation none does."""
+    return dict(Counter(roll.policy for roll in rolls if roll.policy))
 
 
 def faults(rolls: Sequence[Roll]) -> dict[str, int | bool]:
@@ -133,6 +142,7 @@ def summary(rolls: Sequence[Roll]) -> dict[str, Any]:
         "key_fingerprint": rolls[0].digests["key"],
         "backbone": rolls[0].digests["backbone"],
         "faults": faults(rolls),
+        "policies": policies(rolls),
         "machines": sorted({roll.machine for roll in rolls}),
         "ranks": sorted({roll.rank for roll in rolls if roll.rank}),
     }

@@ -11,7 +11,6 @@ root mean square of what the sum before opened to, which all clients know alike;
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from clients import local
 from clients.carried import CONTROL, Behind
+from clients.keepsakes import final
 from clients.state import StateError
 from fl import adapter as adapters
 from fl.adapter import Adapter, count, group, ordered
@@ -109,9 +109,8 @@ def report(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> An
             said |= {"accuracy": float(opened.mean[0].round(6)), "loss": opened.loss}
     except SealError as error:
         return {"refused": str(error)}, None
-    if facts.get("last"):
-        folder = Path(client.config.output).expanduser() / client.drawer(run).folder.parent.name  # which checks the server's word
-        adapters.save(strategy_of(client.config).view(standing.state), folder / "adapter.safetensors")
+    if facts.get("last") and standing.round == client.config.rounds:  # whatever the server calls the last
+        said["kept"] = final(client, run, strategy_of(client.config).view(standing.state))
     return said, pack({"sealed.state": lock(client.key, run, round, named(tree(standing)))}, OCTETS) if facts.get("state") else None
 
 

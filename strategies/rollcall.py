@@ -30,7 +30,7 @@ class Roll(NamedTuple):
     """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message.
 
     ``rank`` is that of its LoRA factors, None for a method without. ``train`` and ``evaluate`` are numbers of images, None
-    where the server is not to know them.
+    where the server is not to know them. ``kept`` says whether what a client leaves for its owner could be written.
     """
 
     client: int
@@ -43,6 +43,7 @@ class Roll(NamedTuple):
     faults: Mapping[str, int]
     machine: str
     rank: int | None = None
+    kept: bool = True
 
 
 def roll_in(facts: Mapping[str, Any]) -> Roll:
@@ -113,6 +114,7 @@ def remarks(rolls: Sequence[Roll]) -> list[str]:
     """What a person should know before round 1: on what the clients work, and which images were not as they should be."""
     machines = Counter(roll.machine for roll in rolls)
     lines = ["clients work with " + ", ".join(f"{machine} ({n})" for machine, n in sorted(machines.items()))]
+    lines += [f"client {roll.client} could not write its preview and class list; its log says why" for roll in rolls if not roll.kept]
     return lines + [f"data: {count} images {name}" for name, count in faults(rolls).items()]
 
 

@@ -173,7 +173,9 @@ def _secret(name: str, path: Path) -> Finding:
         path.read_bytes()
     except OSError as error:
         return Finding(name, False, f"{path} cannot be read ({error.strerror})", "copy the folder again, as the user who runs the engine")
-    return Finding(name, not mode & 0o077, f"{path.name} has mode {mode:04o}", f"chmod 600 {path}" if mode & 0o077 else "")
+    told = path.stat()
+    own = not mode & 0o077 or mode & 0o077 == 0o040 and told.st_uid == 0 != told.st_gid  # root's, and for one service's group to read
+    return Finding(name, own, f"{path.name} has mode {mode:04o}", "" if own else f"chown root:veilora {path} && chmod 0640 {path}")
 
 
 def _nginx(folder: Path) -> str:

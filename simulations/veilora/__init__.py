@@ -1,7 +1,8 @@
 """The command `veilora`: keys, deployments, data folders, a look before the start; reports, exports, predictions, audits.
 
     veilora keygen ~/veilora/key
-    veilora deploy init deployment --host fed.example.org --nodes 3
+    veilora node init /etc/veilora/node-0
+    veilora deploy init deployment --host fed.example.org --pub a.pub --pub b.pub --pub c.pub
     veilora doctor node-0
     veilora report ~/veilora/runs/demo-20260101-120000-000000-s0
 
@@ -22,6 +23,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 for room in (machines, runs, models):
     app.registered_commands += room.app.registered_commands
 app.add_typer(machines.deployments, name="deploy")
+app.add_typer(machines.nodes, name="node")
 app.add_typer(audits.app, name="audit")
 
 

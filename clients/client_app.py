@@ -3,7 +3,8 @@
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``. It judges
 them as the server judges its answers (`clients.gate`), and an answer says of which run, round and config it is.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``device``, ``rank``.
+run's config ``key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``output-path``, ``device``,
+``rank``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ log = logging.getLogger("veilora.client")
 
 NODE_SETTINGS = {
     "key-path": "key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own", "state-path": "state",
-    "device": "device", "rank": "rank",
+    "output-path": "output", "device": "device", "rank": "rank",
 }  # fmt: skip
 EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, StateError, SealError, OSError)
 
@@ -130,10 +131,10 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
         return blind.report(client, wish, received_in(client, message))
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
-    run = str(wish.get("run", ""))
-    if client.index == 0 and re.fullmatch(r"[a-z0-9_-]+", run):
-        keepsakes(client, Path(client.config.output).expanduser() / run)
-    return local.roll(client) | {"policy": policy.in_force.get()}, None
+    run, roll = str(wish.get("run", "")), local.roll(client) | {"policy": policy.in_force.get()}
+    if client.index == 0 and re.fullmatch(r"[a-z0-9_-]{1,128}", run):
+        roll["kept"] = keepsakes(client, Path(client.config.output).expanduser() / run)
+    return roll, None
 
 
 @app.train()

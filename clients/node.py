@@ -33,6 +33,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Callable
 
+from clients.hardening import closed, named
+
 WARM = (
     "torch", "timm", "torchvision.transforms.v2", "hydra", "pydantic", "safetensors.torch",
     "flwr.clientapp", "flwr.supernode.runtime.run_clientapp", "clients.site",
@@ -181,14 +183,9 @@ def pause(most: float, waited: float) -> float:
     return min(most, max(most / 30, waited / 20))
 
 
-def named(name: str) -> None:
-    """Let `ps` and `top` call this process so, where they ask /proc."""
-    with suppress(OSError):
-        Path("/proc/self/comm").write_text(name)
-
-
 def main(words: list[str]) -> int:
     """The node, until its SuperNode ends or SIGTERM or SIGINT comes. Returns the SuperNode's exit status."""
+    closed()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="9094")

@@ -30,7 +30,9 @@ class Roll(NamedTuple):
     """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message.
 
     ``rank`` is that of its LoRA factors, None for a method without. ``train`` and ``evaluate`` are numbers of images, None
-    where the server is not to know them; then ``faults`` says that there are such images, and not how many.
+    where the server is not to know them; then ``faults`` says that there are such images, and not how many. ``policy`` is the
+    digest of what the node's owner lets in, "" in a simulation. ``kept`` says whether what a client leaves for its owner could
+    be written.
     """
 
     client: int
@@ -44,6 +46,7 @@ class Roll(NamedTuple):
     machine: str
     rank: int | None = None
     policy: str = ""
+    kept: bool = True
 
 
 def roll_in(facts: Mapping[str, Any]) -> Roll:
@@ -117,6 +120,7 @@ def remarks(rolls: Sequence[Roll]) -> list[str]:
     machines = Counter(roll.machine for roll in rolls)
     lines = ["clients work with " + ", ".join(f"{machine} ({n})" for machine, n in sorted(machines.items()))]
     lines += [f"policy {policy} is in force at {n} of {len(rolls)} clients" for policy, n in sorted(policies(rolls).items())]
+    lines += [f"client {roll.client} could not write its preview and class list; its log says why" for roll in rolls if not roll.kept]
     return lines + [f"data: {'some' if count is True else count} images {name}" for name, count in faults(rolls).items()]
 
 

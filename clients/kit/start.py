@@ -21,6 +21,8 @@ VEILORA_PORT=@superlink_port@
 # Registrations and runs. Empty: in memory, and a restart forgets every node.
 VEILORA_DATABASE=@database@
 VEILORA_STATE=@var@
+# Where runs leave their record.
+VEILORA_OUTPUT=@var@/runs
 """
 
 NODE_ENV = ENGINE + """\
@@ -31,11 +33,12 @@ VEILORA_PORT=@node_port@
 """
 
 NODE_TOML = """\
-# What is this machine's own: the ClientApp's node config. It comes before the run's config. Paths are absolute.
+# What is this machine's own: the ClientApp's node config. It comes before the run's config. Paths are absolute; no run may set one.
 partition-id = @index@
 num-partitions = @nodes@
 key-path = "@key@"
 state-path = "@var@/state"
+output-path = "@var@/runs"          # what a run leaves here for this machine's owner
 device = "@device@"
 @data@
 # partition-path = "/data/mine"      # in data-path's place: this client's pictures alone, as `veilora partition` wrote them
@@ -66,7 +69,7 @@ set -a; . "$here/engine.env"; set +a
 umask 077
 mkdir -p "$FLWR_HOME"
 cd "$FLWR_HOME"
-exec python3 -P -m clients.node --superlink "$VEILORA_SUPERLINK" --root-certificates "$here/ca.crt" \\
+exec python3 -P -m clients.node --policy "$here/policy.toml" --superlink "$VEILORA_SUPERLINK" --root-certificates "$here/ca.crt" \\
     --auth-supernode-private-key "$here/node.key" --host 127.0.0.1 --port "$VEILORA_PORT" \\
     --node-config "$here/node.toml"
 """

@@ -1,7 +1,8 @@
 """The command `veilora`: keys, deployments, policies, data folders, a look before the start; reports, exports, predictions, audits.
 
     veilora keygen ~/veilora/key
-    veilora deploy init deployment --host fed.example.org --nodes 3
+    veilora node init /etc/veilora/node-0
+    veilora deploy init deployment --host fed.example.org --pub a.pub --pub b.pub --pub c.pub
     veilora doctor node-0
     veilora report ~/veilora/runs/demo-20260101-120000-000000-s0
 
@@ -24,6 +25,7 @@ for room in (machines, runs, models):
 app.add_typer(machines.deployments, name="deploy")
 app.add_typer(owners.policies, name="policy")
 app.add_typer(owners.releases, name="release")
+app.add_typer(machines.nodes, name="node")
 app.add_typer(audits.app, name="audit")
 
 

@@ -52,12 +52,13 @@ def writable(place: Path, user: User) -> Path | None:
 
     A folder with the sticky bit lets nobody replace what is another's.
     """
-    place = place.resolve()
-    steps = [p for p in (place, *place.parents) if p.exists()]
-    for step in steps:
+    below = None
+    for step in (p for p in (place.resolve(), *place.resolve().parents) if p.exists() or p.parent == p):
         state = step.stat()
-        if _may_write(state, user) and not (step != place and state.st_mode & stat.S_ISVTX and state.st_uid != user.uid):
+        kept = state.st_mode & stat.S_ISVTX and below is not None and user.uid not in (below.st_uid, state.st_uid)
+        if _may_write(state, user) and not kept:
             return step
+        below = state
     return None
 
 

@@ -3,8 +3,8 @@
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``. It judges
 them as the server judges its answers (`clients.gate`), and an answer says of which run, round and config it is.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``seal-key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``node-key-path``,
-``device``, ``rank``.
+run's config ``key-path``, ``seal-key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``,
+``output-path``, ``node-key-path``, ``device``, ``rank``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, carried, epochs, failure, gate, link, local, witness
+from clients import blind, carried, epochs, failure, gate, link, local, policy, witness
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.keepsakes import keepsakes
 from fl.adapter import Adapter
@@ -39,7 +39,7 @@ log = logging.getLogger("veilora.client")
 
 NODE_SETTINGS = {
     "key-path": "key", "seal-key-path": "seal_key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own",
-    "state-path": "state", "device": "device", "rank": "rank", "node-key-path": "node_key",
+    "state-path": "state", "output-path": "output", "device": "device", "rank": "rank", "node-key-path": "node_key",
 }  # fmt: skip
 
 
@@ -100,9 +100,10 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
     run = str(wish.get("run", ""))
-    if client.index == 0 and re.fullmatch(r"[a-z0-9_-]+", run):
-        keepsakes(client, Path(client.config.output).expanduser() / run)
-    return {**local.roll(client), "signer": witness.public(client.config)}, None
+    roll = local.roll(client) | {"policy": policy.in_force.get(), "signer": witness.public(client.config)}
+    if client.index == 0 and re.fullmatch(r"[a-z0-9_-]{1,128}", run):
+        roll["kept"] = keepsakes(client, Path(client.config.output).expanduser() / run)
+    return roll, None
 
 
 @app.train()

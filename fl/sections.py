@@ -17,6 +17,7 @@ class Node(BaseModel):
     weights: str | None = None
     device: str | None = None
     state: str | None = None
+    output: str | None = None
     rank: PositiveInt | None = None
     own: str | None = None
     node_key: str | None = None

@@ -156,6 +156,8 @@ def _evaluate(run: Run, round: int) -> Heard:
             if told:
                 refused += out
                 say(run.journal, round, out)
+                if told.facts.get("kept") is False:
+                    run.journal.say(f"client {told.client} could not write the final adapter; its log says why")
                 return figures(told, *EVALUATED), refused
             got = 0
         refused += out

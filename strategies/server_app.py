@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl.config import ConfigError, load
+from fl.config import ConfigError, load, node
 from fl.durable import IntegrityError
 from fl.journal import Journal, run_name
 from strategies.flower import federate
@@ -25,6 +26,8 @@ def main(grid: Grid, context: Context) -> None:
         config = load(overrides)
         simulated = bool({"flwr.simulation.app", "simulations.inprocess"} & set(sys.modules))
         driver = "flower" if simulated else "deployment"
+        if not simulated and (output := os.environ.get("VEILORA_OUTPUT")):  # a coordinator's own place, which no run's words hold
+            config = config.at_node(node({"output": output}))
         journal = Journal(config, run_name(config), driver=driver, overrides=overrides)
         if journal.finished:
             journal.say(f"{journal.run} is finished; there is nothing to resume")

@@ -10,7 +10,7 @@ SOFTWARE = """\
 """
 
 OWNED = """\
-     chown -R root:root @home@ && chmod -R u=rwX,go=rX @home@
+     chown -R root:root @home@ && chmod -R go-w @home@
      chown root:veilora @home@/@secret@ && chmod 0640 @home@/@secret@
      install -d -o veilora -g veilora -m 0700 @var@
 """

@@ -134,6 +134,8 @@ def test_no_other_process_of_the_same_user_looks_into_one_that_holds_keys(tmp_pa
             for pid in family:
                 look = as_user(tmp_path, 61000, ["cat", f"/proc/{pid}/environ", f"/proc/{pid}/maps"])
                 assert (subprocess.run(look, cwd=tmp_path, capture_output=True).returncode != 0) == hardened
+                told, seen = processes.resident(pid), processes.alone(pid)
+                assert 0.9 * seen.rss < told.rss == told.pss < 1.1 * seen.rss, "its size is no secret, as root sees it, too"
         finally:
             process.kill()
             processes.end(process, grace=0)

@@ -3,8 +3,8 @@
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``. It judges
 them as the server judges its answers (`clients.gate`), and an answer says of which run, round and config it is.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``output-path``, ``device``,
-``rank``.
+run's config ``key-path``, ``seal-key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``,
+``output-path``, ``device``, ``rank``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, carried, gate, link, local
+from clients import blind, carried, epochs, gate, link, local
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.keepsakes import keepsakes
 from clients.state import StateError
@@ -44,8 +44,8 @@ app = ClientApp()
 log = logging.getLogger("veilora.client")
 
 NODE_SETTINGS = {
-    "key-path": "key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own", "state-path": "state",
-    "output-path": "output", "device": "device", "rank": "rank",
+    "key-path": "key", "seal-key-path": "seal_key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own",
+    "state-path": "state", "output-path": "output", "device": "device", "rank": "rank",
 }  # fmt: skip
 EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, StateError, SealError, OSError)
 
@@ -102,6 +102,7 @@ def without_paths(text: str, config: Config | None) -> str:
         "data.root": config.data.get("root", ""),
         "model.weights": config.model.get("weights", ""),
         "key": config.key,
+        "seal_key": config.seal_key,
         "output": config.output,
         "state": config.state,
         "own": config.own or "",
@@ -129,6 +130,8 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     if client.config.blind and "upto" in wish:
         gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))
+    if client.config.blind and "epoch" in wish:
+        return epochs.end(client, wish)
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
     run, roll = str(wish.get("run", "")), local.roll(client)

@@ -22,7 +22,7 @@ from clients.shelf import SHELF
 from clients.state import Drawer
 from clients.workbench import Workbench, cipher_of, workbench
 from fl import adapter as adapters
-from fl import keys
+from fl import keys, seal_key
 from fl.adapter import PATCH_EMBED, Adapter
 from fl.ciphers import Cipher
 from fl.config import Config, ConfigError
@@ -54,6 +54,11 @@ class Client:
 
     def __repr__(self) -> str:
         return f"Client({self.index} of {self.of}, key {self.key.fingerprint})"
+
+    @property
+    def seal_key(self) -> seal_key.SealKey:
+        """The key that masks, tags, locks and all else of a blind run come from, as its file stands now: it ages."""
+        return seal_key.read(Path(self.config.seal_key))
 
     @property
     def bench(self) -> Workbench:
@@ -159,8 +164,7 @@ def train(client: Client, round: int, recipe: Recipe, received: Adapter, scored:
         fitted = fit(bench.model, examples, recipe, stream, prepare, bench.forward, correction)
     fold(bench.model)
     update, size, metrics = end(client, round, recipe, task, fitted, adapters.read(bench.model), run)
-    metrics["seconds"] = time.monotonic() - began
-    return update, size, metrics | (own_score(client) if scored else {})
+    return update, size, metrics | {"seconds": time.monotonic() - began} | (own_score(client) if scored else {})
 
 
 def begin(client: Client, round: int, recipe: Recipe, received: Adapter, run: str) -> Task:
@@ -197,17 +201,16 @@ def score(client: Client, received: Adapter) -> Score:
 
 
 def roll(client: Client) -> dict:
-    """What the client answers to the roll call, as `strategies.rollcall.Roll` names it. Raises ConfigError for too many images."""
-    config, train, held = client.config, client.holdings.train.size, client.shard.size
-    if config.blind and train > config.seal.largest:
-        raise ConfigError(f"seal.largest must be what the largest client has, got {config.seal.largest}, and this one has more; raise it")
+    """What the client answers to the roll call, as `strategies.rollcall.Roll` names it: to a blind server no number of images."""
+    config, train, held, faults = client.config, client.holdings.train.size, client.shard.size, client.holdings.faults
     return {
         "client": client.index,
         "of": client.of,
         "digests": {
             "code": code_digest(),
             "config": config.digest(),
-            "key": client.key.fingerprint,
+            "key": client.key.fingerprint if config.image_keys == "shared" else "own",
+            "seal": client.seal_key.fingerprint if config.blind else "",
             "backbone": client.bench.backbone,
             "classes": adapters.digest({name: torch.tensor(i) for i, name in enumerate(client.holdings.classes)}),
             "split": client.holdings.digest,
@@ -217,7 +220,7 @@ def roll(client: Client) -> dict:
         "evaluate": None if config.blind else held,
         "trained": adapters.count(client.bench.start),
         "full_bytes": client.bench.full_bytes,
-        "faults": client.holdings.faults,
+        "faults": dict.fromkeys(faults, True) if config.blind else faults,
         "machine": f"torch {versions()['torch']} on {next(client.bench.model.parameters()).device.type}, {client.bench.speed}",
         "rank": client.rank,
     }

@@ -25,12 +25,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from fl.adapter import Group
 from fl.recipe import Recipe
-from fl.sections import Checkpoint, Gate, Node, Seal
+from fl.sections import Checkpoint, Gate, Node, Seal, Tell
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Record = TypeVar("Record", bound=BaseModel)
 OWN = frozenset(  # what changes no result: places, and how patient whom is
-    "key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
+    "key seal_key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
 )
 
 
@@ -69,6 +69,8 @@ class Config(BaseModel):
     checkpoint: Checkpoint
     resume: str | None = Field(default=None, pattern=r"^[a-z0-9_-]{1,128}$")   # the run in output to go on with
     key: str
+    seal_key: str                              # read in blind runs alone
+    image_keys: Literal["shared", "own"]       # whether all clients' pictures are encrypted with one key
     output: str
     state: str                                 # where a client keeps what outlives a round
     model: dict[str, Any]
@@ -82,12 +84,13 @@ class Config(BaseModel):
     feedback: bool                             # add what a lossy codec lost to the next upload
     blind: bool                                # hide every update, and their sum, from the server; in the codec's place
     seal: Seal                                 # the fixed point in which a blind server adds
+    tell: Tell                                 # how exact the numbers are that a blind server is told
     recipe: Recipe
     nodes: dict[int, Node] = {}
     rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest
     own: str | None = None                     # a folder that `veilora partition` wrote, in data's place
 
-    @field_validator("key", "output", "state", "own")
+    @field_validator("key", "seal_key", "output", "state", "own")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         if path is not None and not Path(path).expanduser().is_absolute():
@@ -117,6 +120,8 @@ class Config(BaseModel):
                 raise ValueError(f"method.rank is the run's largest rank, got {largest} and a client's {rank=}; raise method.rank")
         if self.together > 1 and self.step == "plain":
             raise ValueError(f"together needs the lean step, got together={self.together} and step={self.step}; set step=lean or together=1")
+        if self.image_keys == "own" and self.start != "keyed":
+            raise ValueError(f"image keys of the clients' own need start=keyed, got start={self.start}; set start=keyed or image_keys=shared")
         if self.evaluate_on == "validation" and not self.validation:
             raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")
         return self
@@ -126,7 +131,11 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that two parties share exactly when they compute the same run (places may differ)."""
-        return hashlib.sha256(json.dumps(self.shared(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:16]
+
+    def canonical(self) -> str:
+        """What all parties of a run must have alike, as one JSON text: always the same for the same values."""
+        return json.dumps(self.shared(), sort_keys=True)
 
     def shared(self) -> dict[str, Any]:
         """What all parties of a run must have alike."""

@@ -9,7 +9,7 @@
                    adapter.safetensors the final global adapter, in plain order, and as base.<name> how the base has changed;
                                        of a blind run written by a client, and beside it
                    sealed.safetensors  what a blind server has: the sealed sums, from which who has the key gets all
-                   curve.svg           accuracy and loss by round
+                   curve.svg           accuracy and loss by round, where they are known
                    preview.png         plain images above encrypted ones, unless they are encrypted at rest; and
                    split.json          who trains and tests on which image, where one client knows; and
                    classes.json        the classes' names: written by client 0, on its machine
@@ -136,14 +136,12 @@ class Journal:
 
         Raises IntegrityError when the adapter cannot be written.
         """
-        scored = [row for row in self.rounds if "accuracy" in row]
+        scored = [row for row in self.rounds if "accuracy" in row]  # a blind server may have been told of none
+        last = scored[-1] if scored else {}
         summary = {
             "run": self.run,
-            "accuracy": scored[-1]["accuracy"],
-            "loss": scored[-1]["loss"],
-            "accuracy_p10": scored[-1].get("accuracy_p10"),
-            "personal": scored[-1].get("personal"),
-            "best_accuracy": max(row["accuracy"] for row in scored),
+            **{name: last.get(name) for name in ("accuracy", "loss", "accuracy_p10", "personal")},
+            "best_accuracy": max((row["accuracy"] for row in scored), default=None),
             "evaluated_on": self.config.evaluate_on,
             "rounds": len(self.rounds),
             "seconds": round(sum(row["seconds"] for row in self.rounds) if self.config.resume else time.monotonic() - self._began, 3),
@@ -152,7 +150,8 @@ class Journal:
             save(adapter, self.folder / f"{name}.safetensors")
         except OSError as error:
             raise durable.IntegrityError(f"the final adapter could not be written ({error.strerror}); make room, and resume={self.run}") from None
-        durable.write(self.folder / "curve.svg", curve([(row["round"], row["accuracy"], row["loss"]) for row in scored], self.run))
+        if scored:
+            durable.write(self.folder / "curve.svg", curve([(row["round"], row["accuracy"], row["loss"]) for row in scored], self.run))
         count = f"{summary['examples']} " if summary["examples"] else ""
         self.say(f"accuracy {told(summary)} on {count}{self.config.evaluate_on} images of {summary['clients']} clients")
         if summary["personal"]:
@@ -205,6 +204,8 @@ def run_name(config: Config) -> str:
 def told(score: dict[str, Any]) -> str:
     """An accuracy over all images, and the tenth percentile of the clients' own where it is known."""
     least = score["accuracy_p10"]
+    if score["accuracy"] is None:
+        return "not told"
     return f"{score['accuracy']:.2%}" + ("" if least is None else f" (10th percentile of clients {least:.2%})")
 
 

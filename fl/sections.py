@@ -12,6 +12,7 @@ class Node(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     key: str | None = None
+    seal_key: str | None = None
     data_root: str | None = None
     weights: str | None = None
     device: str | None = None
@@ -28,6 +29,15 @@ class Seal(BaseModel):
     bits: Literal[12, 16, 32]
     largest: int = Field(ge=1)                          # images of a client, at most
     clip: float = Field(gt=0, allow_inf_nan=False)      # a weighted update's value, at most
+    members: int = Field(ge=2)                          # clients in a sum, at least, or no client opens it
+
+
+class Tell(BaseModel):
+    """Decimals of the numbers that a blind server is told, at most."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    loss: int = Field(ge=0, le=6)
+    accuracy: int = Field(ge=0, le=6)                   # of shares, as that of clipped values is one, too
 
 
 class Checkpoint(BaseModel):

@@ -3,7 +3,8 @@
 Each client opens the sum, takes the strategy's step itself (`clients.blind`) and trains from there; so nothing goes down
 before round 2, and then one sum for each round that a client has not seen. One client of the round, the first, reports: it
 opens the sum first and tells the server the mean training loss and, once all have been evaluated, the accuracy over all of
-them: what the server ever learns of the model. A sum that does not open is dropped, and the round is tried again.
+them, rounded: what the server ever learns of the model. Of too few clients, or from another than the first, it learns none.
+A sum that does not open is dropped, and the round is tried again.
 
 For who was away the server keeps the state that the reporting client locks, and the sums since: useless without the key,
 complete with it. The whole federation stands here, without a word on how messages travel: `federate` asks, and whoever
@@ -28,7 +29,7 @@ from fl.wire import sealed
 from fl.wire.flat import Packed, WireError, pack, unpack
 from fl.wire.ledger import Entry, summarise
 from fl.wire.sealed import Sealed, Total
-from strategies import ClientInfo, State, Strategy
+from strategies import ClientInfo, State, Strategy, epochs
 from strategies.checkpoint import Checkpoints
 from strategies.gate import SLACK, Refused
 from strategies.history import totals
@@ -39,6 +40,7 @@ from strategies.rollcall import Roll, federation, same, summary
 from strategies.talk import Answer, Facts, Question, Talk, again, enough, lines, say
 
 SCORE = 1           # values in a sealed evaluation
+TRAINED, EVALUATED = ("train_loss", "clipped"), ("accuracy", "loss")  # what a report may tell
 OFTEN = 10          # rounds after which a client locks the state anew, where all clients take part in all of them
 
 
@@ -93,7 +95,9 @@ def _rounds(run: Run, ledger: list[Entry]) -> Talk:
         journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
         checkpoints.commit(round, {"memory": memory.kept(), "before": before, "federation": federation(run.rolls)}, row.get("accuracy"))
     checkpoints.end()
-    return journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
+    done = journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
+    yield from epochs.end(journal, run.rolls)  # the last of all: what is not written by now could not be resumed
+    return done
 
 
 def _train(run: Run, round: int) -> Heard:
@@ -101,7 +105,7 @@ def _train(run: Run, round: int) -> Heard:
     config, memory, refused = run.config, run.memory, []
     members = cohort(config, round, len(run.rolls))
     recipe, given = run.strategy.ask(run.first, round, ClientInfo(members[0], 0, 0, run.rolls[members[0]].rank))
-    size, need = count(recipe.sent(given)), enough(config, len(members), run.strategy.fewest)
+    size, need = count(recipe.sent(given)), enough(config, len(members), max(run.strategy.fewest, config.seal.members))
     away = config.fraction < 1 or round % OFTEN == 0
     for attempt in range(config.retries + 1):
         messages = {c: memory.messages(c, round - 1, {"round": round}) for c in members}
@@ -111,14 +115,14 @@ def _train(run: Run, round: int) -> Heard:
         if got >= need:
             memory.add(round, total)
             inside = [c for c, _ in total.members]
-            figured = ("train_loss", "clipped") if got > 1 else ()  # of one client alone they are not told
-            told = yield from _report(round, inside, lambda c: memory.messages(c, round, {"round": round, "state": away}), out, figured, away)
+            wish = {"round": round, "state": away}
+            told = yield from _report(round, inside, lambda c: memory.messages(c, round, wish), out, TRAINED, away)
             if told:
                 refused += out
                 say(run.journal, round, out)
                 if away:
                     memory.lock(round, state_of(told))
-                return {"cohort": members} | figures(told, *figured), refused
+                return {"cohort": members} | figures(told, *TRAINED), refused
             memory.drop(round)
             got = 0
         refused += out
@@ -130,20 +134,20 @@ def _train(run: Run, round: int) -> Heard:
 def _evaluate(run: Run, round: int) -> Heard:
     """The accuracy and loss over a quorum of all clients at least."""
     config, memory, refused = run.config, run.memory, []
-    ask, need = {"round": round}, enough(config, len(run.rolls), 2)
+    ask, need = {"round": round}, enough(config, len(run.rolls), config.seal.members)
     for attempt in range(config.retries + 1):
         messages = {c: memory.messages(c, round, ask) for c in range(len(run.rolls))}
         scores, out = gather((yield Question("evaluate", round, messages, sealed.size(SCORE, 32) + SLACK, need)), SCORE, 32)
         got = len(scores.members) if scores else 0
         if got >= need:
             wish, inside = {**ask, "last": round == config.rounds}, [c for c, _ in scores.members]
-            told = yield from _report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out, ("accuracy", "loss"))
+            told = yield from _report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out, EVALUATED)
             if told:
                 refused += out
                 say(run.journal, round, out)
                 if told.facts.get("kept") is False:
                     run.journal.say(f"client {told.client} could not write the final adapter; its log says why")
-                return figures(told, "accuracy", "loss"), refused
+                return figures(told, *EVALUATED), refused
             got = 0
         refused += out
         say(run.journal, round, out)
@@ -220,7 +224,12 @@ def scored_by(memory: Memory, client: int, round: int, scores: Total, facts: Fac
 
 
 def figures(told: Answer, *names: str) -> dict[str, float]:
-    """The numbers of these ``names`` in a report. Raises Refused when it lacks one, or has one that cannot be."""
+    """The numbers of these ``names`` in a report; none where the client is not to tell them (`clients.tell`).
+
+    Raises Refused when it has some and lacks one, or has one that cannot be.
+    """
+    if not set(names) & set(told.facts):
+        return {}
     try:
         found = {name: float(told.facts[name]) for name in names}
     except (KeyError, TypeError, ValueError, OverflowError):

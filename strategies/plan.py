@@ -12,6 +12,7 @@ from fl.adapter import Adapter
 from fl.config import CONF, Config, ConfigError, build, load
 from fl.randomness import generator
 from fl.recipe import Recipe
+from fl.wire.sealed import ROOM
 from strategies import ClientInfo, State, Strategy
 
 ONE_RANK = ("lora_sb", "ravan")  # methods whose factors cannot be cut to a lower rank: between them is a matrix of their own
@@ -63,9 +64,11 @@ def may_be_blind(strategy: Strategy, config: Config, clients: Sequence[ClientInf
     if not strategy.linear:
         names = "|".join(_all_that(config, lambda s: s.linear))
         raise ConfigError(f"a blind server can add and nothing else, but {name} needs more; use strategy={names}, or blind=false")
-    members, most = cohort(config, 1, len(clients)), 2 ** (config.seal.bits - 1) - 1
-    if not 2 <= len(members) <= most:
-        raise ConfigError(f"a blind round needs 2 to {most} clients at seal.bits={config.seal.bits}, got {len(members)}; change clients or fraction")
+    members, seal = len(cohort(config, 1, len(clients))), config.seal
+    most = min(2 ** (seal.bits - 1) - 1, ROOM // seal.largest)
+    if not seal.members <= members <= most:
+        needs = f"seal.members={seal.members} to {most} clients at seal.bits={seal.bits} and seal.largest={seal.largest}"
+        raise ConfigError(f"a blind round needs {needs}, got {members}; change clients, fraction or these")
     if len({client.rank for client in clients}) > 1:
         raise ConfigError("a blind server adds updates of one shape, but clients have different ranks; give all one, or use blind=false")
 

@@ -118,7 +118,7 @@ SEEN = {
     "name": "other", "seed": 1, "rounds": 9, "clients": 3, "fraction": 0.5, "evaluate_every": 2, "validation": 0.2,
     "evaluate_on": "validation", "start": "public", "precision": "bfloat16", "threads": 2, "together": 2, "step": "plain", "attention": "plain", "personal": False,
     "model": {"patch": 16}, "data": {"train": 77}, "partition": {"_target_": "other"}, "cipher": {"_target_": "other"},
-    "method": {"rank": 2}, "codec": {"_target_": "other"}, "codecs": {"head": {"_target_": "other"}}, "feedback": False, "blind": True, "seal": {"bits": 12}, "strategy": {"_target_": "other"}, "recipe": {"mu": 0.5},
+    "method": {"rank": 2}, "codec": {"_target_": "other"}, "codecs": {"head": {"_target_": "other"}}, "feedback": False, "blind": True, "seal": {"bits": 12}, "tell": {"loss": 1}, "strategy": {"_target_": "other"}, "recipe": {"mu": 0.5},
 }  # fmt: skip
 
 

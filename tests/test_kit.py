@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from clients.kit import Finding, KitError, certificates, deploy, doctor, nodekey, probes, reach, units
-from fl import keys
+from fl import keys, seal_key
 from fl.config import load
 from fl.provenance import ROOT
 from simulations import processes, veilora
@@ -55,6 +55,8 @@ def site(made, tmp_path) -> Path:
     """A copy of the deployment to be broken, its image key made and its places its own."""
     shutil.copytree(made, tmp_path / "deployment")
     keys.create(tmp_path / "key")
+    for index in (0, 1):
+        seal_key.create(tmp_path / "var" / f"node-{index}" / "seal.key")
     for path in [*tmp_path.rglob("engine.env"), *tmp_path.rglob("node.toml"), *tmp_path.rglob("*.conf")]:
         path.write_text(path.read_text().replace(str(made.parent), str(tmp_path)))
     return tmp_path / "deployment"
@@ -379,6 +381,8 @@ def test_a_good_node_lacks_nothing_but_the_coordinator(site, monkeypatch):
     [
         (lambda d: (d.parent.parent / "key").unlink(), "image key", "is missing"),
         (lambda d: (d.parent.parent / "key").chmod(0o644), "image key", "can be read by others"),
+        (lambda d: (d.parent.parent / "var/node-0/seal.key").unlink(), "seal key", "is missing"),
+        (lambda d: change(d / "node.toml", "seal-key-path = .*", 'seal-key-path = "/nowhere/seal.key"'), "seal key", "in a folder that this user may write"),
         (lambda d: (d / "node.key").chmod(0o640), "node key", "mode 0640"),
         (lambda d: (d / "node.key").unlink(), "node key", "cannot be read"),
         (lambda d: (d / "ca.crt").write_bytes(b"none"), "ca.crt", "is no certificate"),

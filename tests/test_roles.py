@@ -18,6 +18,7 @@ from test_simulation import home, settings  # noqa: F401
 from clients import blind as client_side
 from clients import client_app, keepsakes, local, partition
 from clients.state import StateError
+from fl import seal_key
 from fl.adapter import load as load_adapter
 from fl.config import ConfigError, load
 from fl.journal import Journal
@@ -177,7 +178,8 @@ def belongs(pid: int) -> tuple[int, ...]:
 def test_a_secure_run_of_different_users_over_tls_equals_the_plain_loop_bit_for_bit(ran, tmp_path):
     site, output, owners = ran
     assert owners == {role: {(site.user(role),) * 4 + (0, 0, 0)} for role in owners} and len(owners) == 4 + site.proxied
-    config = load(f"blind=true {RUN} clients=3 key={site.folder / 'key'} output={tmp_path} state={tmp_path / 'state'}")
+    seal_key.create(tmp_path / "seal.key")
+    config = load(f"blind=true {RUN} clients=3 key={site.folder / 'key'} seal_key={tmp_path / 'seal.key'} output={tmp_path} state={tmp_path / 'state'}")
     loop.run(config, Journal(config, "loop"))
     (theirs, *more), ours = site.adapters(output.name), load_adapter(tmp_path / "loop" / "adapter.safetensors")
     found = load_adapter(theirs)

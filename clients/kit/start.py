@@ -36,7 +36,8 @@ NODE_TOML = """\
 # What is this machine's own: the ClientApp's node config. It comes before the run's config. Paths are absolute; no run may set one.
 partition-id = @index@
 num-partitions = @nodes@
-key-path = "@key@"
+key-path = "@key@"                  # may be a credential: /run/credentials/<unit>/image.key
+seal-key-path = "@var@/seal.key"    # in a folder that the service may write, for it steps when a run ends
 state-path = "@var@/state"
 output-path = "@var@/runs"          # what a run leaves here for this machine's owner
 device = "@device@"

@@ -1,10 +1,16 @@
 """Tensors that only a holder of the key can read, and nobody can change: what the server keeps of a run for the clients.
 
-    nonce (12 bytes, fresh) | AES-256-GCM(key "blind checkpoint", safetensors, bound to run and round)
+    salt (20 bytes), nonce (12 bytes) = HMAC(K_nonce, fresh random bytes | start | round | plain)
+    locked = salt | nonce | AES-256-GCM(HMAC(K_lock, start | round | salt), nonce, plain, bound to start and round)
+
+``start`` is T_0 of the run's transcript and ``round`` the one after which the client that locks stands itself. Each lock has
+a key of its own, and salt and nonce depend on what is locked: a frozen random source or a cloned machine repeats them for
+the same tensors alone.
 """
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from typing import Mapping
 
@@ -18,27 +24,31 @@ from torch import Tensor
 from fl.keys import SharedKey
 from fl.wire.masks import SealError
 
-NONCE = 12
+SALT, HEAD = 20, 32  # bytes: the salt, and with the nonce
 
 
-def lock(key: SharedKey, run: str, round: int, tensors: Mapping[str, Tensor]) -> Tensor:
-    """uint8 (n,): ``tensors`` as they stand after ``round`` of ``run``."""
-    nonce, plain = secrets.token_bytes(NONCE), save({n: t.clone().contiguous() for n, t in tensors.items()})
-    return torch.frombuffer(bytearray(nonce + _box(key).encrypt(nonce, plain, _bound(run, round))), dtype=torch.uint8)
+def lock(key: SharedKey, start: bytes, round: int, tensors: Mapping[str, Tensor]) -> Tensor:
+    """uint8 (n,): ``tensors`` as they stand after ``round`` of the run that begins at ``start``."""
+    plain, bound = save({n: t.clone().contiguous() for n, t in tensors.items()}), _bound(start, round)
+    state = hmac.new(key.stream("blind checkpoint nonce", 32), secrets.token_bytes(32) + bound, "sha256")
+    state.update(plain)
+    head = state.digest()
+    return torch.frombuffer(bytearray(head + _box(key, bound, head).encrypt(head[SALT:], plain, bound)), dtype=torch.uint8)
 
 
-def unlock(key: SharedKey, run: str, round: int, locked: Tensor) -> dict[str, Tensor]:
+def unlock(key: SharedKey, start: bytes, round: int, locked: Tensor) -> dict[str, Tensor]:
     """What was locked. Raises SealError when it was changed, or is of another run or round, or under another key."""
-    octets = np.ascontiguousarray(locked.numpy()).tobytes()
+    octets, bound = np.ascontiguousarray(locked.numpy()).tobytes(), _bound(start, round)
+    head, rest = octets[:HEAD], octets[HEAD:]
     try:
-        return load(_box(key).decrypt(octets[:NONCE], octets[NONCE:], _bound(run, round)))
+        return load(_box(key, bound, head).decrypt(head[SALT:], rest, bound))
     except (InvalidTag, ValueError):
         raise SealError(f"the state of round {round} must be as a client locked it: changed, or of another run, round or key") from None
 
 
-def _box(key: SharedKey) -> AESGCM:
-    return AESGCM(key.stream("blind checkpoint", 32))
+def _box(key: SharedKey, bound: bytes, head: bytes) -> AESGCM:
+    return AESGCM(hmac.digest(key.stream("blind checkpoint", 32), bound + head[:SALT], "sha256"))
 
 
-def _bound(run: str, round: int) -> bytes:
-    return f"{run}|{round}".encode()
+def _bound(start: bytes, round: int) -> bytes:
+    return start + round.to_bytes(8, "big")

@@ -2,11 +2,17 @@
 
     step = clip / L        L = floor((2^(b-1) - 1) / most)                    no sum of ``most`` messages can overflow
     x = round(w u / step), clipped to [-L, L]        w = images / largest     u: the update, float32 (n,)
-    c = (x, images, clipped, loss, tag) + AES-256-CTR(HMAC(K_mask, run | round | client | nonce))    mod 2^b, mod 2^64
-    tag = <alpha, (x, images, clipped, loss)> mod 2^64        alpha: the round's secret words
+    c = (x, images, clipped, loss, tag) + AES-256-CTR(HMAC(K_mask, bound | round | client | nonce))    the tag mod p,
+    tag = <alpha, (x, images, clipped, loss)> mod p    p = 2^61 - 1           x mod 2^b, the other three mod 2^64
 
 The server adds what came and says who is in it; a client takes the listed masks off, checks the tag, which adds up as the
 messages do, and divides: sum x step largest / sum images. Whoever stays away is not in the list, and nothing is to be done.
+``bound`` says what all of them stand on (`fl.wire.transcript`): what stands on anything else does not open.
+
+alpha are secret words, new for each bound and round. In a field a message that was changed keeps its tag with probability
+1/p whatever was added to it, so a refusal tells nothing of alpha; modulo 2^64 the sum's parities would. Two numbers that
+differ by p would pass, too; so the sum must lie in its range, where all numbers are below p, or it is refused alike.
+
 The scheme is FLASHE's (Jiang et al., arXiv 2109.00675), after Castelluccia et al. 2005; the tag is linear as in
 homomorphic MACs. A mask must never be used twice, and that rests on no number that the server gives: the nonce is an HMAC
 over fresh random bytes and the encoded update itself, so that neither a frozen random source nor a cloned machine can mask
@@ -23,9 +29,11 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fl.keys import SharedKey
-from fl.wire.sealed import NONCE, TAIL, Bits, Sealed, Total, join, split
+from fl.wire.sealed import NONCE, PRIME, ROOM, TAIL, Bits, Sealed, Total, join, size, split
 
-LOSS = 2**20  # fixed point of the loss
+LOSS = 2**16   # fixed point of the loss
+WORST = 2**13  # a mean loss, at most: what is worse is told as this much; ROOM x WORST x LOSS < p
+BLOCK = 2**15  # words of a product at once, which a core's cache holds
 
 
 class SealError(ValueError):
@@ -35,14 +43,15 @@ class SealError(ValueError):
 class Terms(NamedTuple):
     """What all clients agree on before the first round.
 
-    Words of ``bits`` bits; at most ``most`` messages in a sum; no client has more than ``largest`` images; values of a
-    weighted update beyond ``clip`` are cut, and counted.
+    Words of ``bits`` bits; ``least`` to ``most`` messages in a sum; no client weighs more than ``largest`` images; values of
+    a weighted update beyond ``clip`` are cut, and counted.
     """
 
     bits: Bits = 32
     most: int = 10
     largest: int = 10_000
     clip: float = 1.0
+    least: int = 1
 
     @property
     def limit(self) -> int:
@@ -53,6 +62,10 @@ class Terms(NamedTuple):
     def step(self) -> float:
         """What one unit of an integer stands for."""
         return self.clip / self.limit
+
+    def weight(self, images: int) -> int:
+        """The images that a client of so many is counted with: who has more than ``largest`` weighs as one of ``largest``."""
+        return min(images, self.largest)
 
 
 class Opened(NamedTuple):
@@ -65,29 +78,31 @@ class Opened(NamedTuple):
 
 
 def seal(
-    key: SharedKey, run: str, round: int, client: int, update: np.ndarray, images: int, loss: float, terms: Terms,
+    key: SharedKey, bound: str, round: int, client: int, update: np.ndarray, images: int, loss: float, terms: Terms,
     chance: np.random.Generator | None = None,
 ) -> Sealed:
     """Encode and mask ``update`` (float32 (n,)), made of so many ``images`` with this ``loss``.
 
     With ``chance`` values are rounded by chance, right on the average, which a narrow form needs. Raises SealError for values
-    that are not finite and for more images than agreed.
+    that are not finite.
     """
-    if not 0 <= loss < 2**20:
-        raise SealError(f"a loss must be finite and not negative to be sealed, got {loss}; lower the learning rate")
+    if not 0 <= loss < np.inf:
+        raise SealError("a loss must be finite and not negative to be sealed, and this one is not; lower the learning rate")
     x, clipped = encoded(update, images, terms, chance)
-    tail = np.array([images, clipped, int(loss * images * LOSS), 0], np.uint64)
-    tail[3] = _tag(key, run, round, x, tail)
-    nonce = _nonce(key, run, round, client, x, tail, secrets.token_bytes(NONCE))
-    mask, last = _mask(key, run, round, client, nonce, x.size, terms.bits)
-    return Sealed(client, nonce, join(x.view(np.uint32) + mask, tail + last, terms.bits))
+    counted = terms.weight(images)
+    tail = np.array([counted, clipped, int(min(loss, WORST) * counted * LOSS), 0], np.uint64)
+    tail[3] = _tag(key, bound, round, x, tail)
+    nonce = _nonce(key, bound, round, client, x, tail, secrets.token_bytes(NONCE))
+    mask, last = _mask(key, bound, round, client, nonce, x.size, terms.bits)
+    return Sealed(client, nonce, join(x.view(np.uint32) + mask, _added(tail, last), terms.bits))
 
 
 def encoded(update: np.ndarray, images: int, terms: Terms, chance: np.random.Generator | None = None) -> tuple[np.ndarray, int]:
     """The integers x, int32 (n,) with n made even, and how many values were clipped. Raises SealError as `seal` does."""
-    if not 0 < images <= terms.largest:
-        raise SealError(f"a client may have 1 to {terms.largest} images, and this one has not; raise seal.largest for all clients")
-    scaled = update.astype(np.float64) * (images / terms.largest / terms.step)
+    _fit(terms)
+    if images < 1:
+        raise SealError("an update must be made of images to be sealed, and this client has none")
+    scaled = update.astype(np.float64) * (terms.weight(images) / terms.largest / terms.step)
     if not np.isfinite(scaled).all():
         raise SealError("an update must be finite to be sealed, got nan or inf; lower the learning rate")
     rounded = np.floor(scaled + (0.5 if chance is None else chance.random(scaled.size)))
@@ -97,23 +112,29 @@ def encoded(update: np.ndarray, images: int, terms: Terms, chance: np.random.Gen
     return x, clipped
 
 
-def open_total(key: SharedKey, run: str, round: int, total: Total, count: int, terms: Terms) -> Opened:
-    """Take the masks of ``total.members`` off, check the tag, and divide. ``count``: values of an update.
+def open_total(key: SharedKey, bound: str, round: int, total: Total, count: int, terms: Terms) -> Opened:
+    """Take the masks of ``total.members`` off, check range and tag, and divide. ``count``: values of an update.
 
-    Raises SealError for too many members, one that is listed twice, and a tag that does not fit: a message was changed, lost,
-    replayed from another round, or the list is not that of the sum.
+    Raises SealError for a list that cannot be, of too few, too many or one twice; and with one and the same line for all
+    that depends on the key: a message was changed, lost, or sealed on another run, config, round or history, or the list is
+    not that of the sum.
     """
     clients = [client for client, _ in total.members]
-    if not 0 < len(clients) <= terms.most or len(set(clients)) != len(clients):
-        raise SealError(f"a sum must be of 1 to {terms.most} different clients, got {clients}")
+    _fit(terms)
+    if not max(1, terms.least) <= len(clients) <= terms.most or len(set(clients)) != len(clients):
+        raise SealError(f"a sum must be of {max(1, terms.least)} to {terms.most} different clients, got {clients}")
+    if total.payload.shape != (size(count, terms.bits),):
+        raise _closed(round, clients)
     words, tail = split(total.payload, terms.bits)
     for client, nonce in total.members:
-        mask, last = _mask(key, run, round, client, nonce, words.size, terms.bits)
-        words, tail = words - mask, tail - last
+        mask, last = _mask(key, bound, round, client, nonce, words.size, terms.bits)
+        words, tail = words - mask, _added(tail, last, -1)
     x = signed(words, terms.bits)
-    if tail[3] != _tag(key, run, round, x, tail):
-        raise SealError(f"the sum of round {round} does not carry the tag of its list {clients}: changed, cut short or replayed")
-    images, clipped, loss = (int(word) for word in tail[:3])
+    images, clipped, loss, tag = (int(word) for word in tail)
+    most = len(clients) * terms.largest
+    fits = tag == _tag(key, bound, round, x, tail)
+    if not (fits and 0 < images <= most and clipped <= len(clients) * x.size and loss <= images * WORST * LOSS):
+        raise _closed(round, clients)
     mean = (x[:count] * (terms.step * terms.largest / images)).astype(np.float32)
     return Opened(mean, images, clipped, loss / LOSS / images)
 
@@ -124,21 +145,52 @@ def signed(words: np.ndarray, bits: Bits) -> np.ndarray:
     return (words << np.uint32(shift)).view(np.int32) >> shift
 
 
-def _tag(key: SharedKey, run: str, round: int, x: np.ndarray, tail: np.ndarray) -> np.uint64:
-    alpha = np.frombuffer(key.stream(f"blind tag {run} {round}", 8 * (x.size + TAIL - 1)), "<u8")
-    values = np.concatenate([x.astype(np.int64).view(np.uint64), tail[:3]])
-    return (alpha * values).sum(dtype=np.uint64)
+def product(alpha: np.ndarray, x: np.ndarray) -> int:
+    """<alpha, x> mod p, exactly. ``alpha``: uint64 (n,), ``x``: int32 (n,), n < 2^31.
+
+    Each alpha is two halves of 32 bits, whose products with x fit into 63 bits; these are added by their own halves.
+    """
+    halves, found = alpha.view("<u4").reshape(-1, 2), 0
+    for at in range(0, x.size, BLOCK):
+        values = x[at : at + BLOCK].astype(np.int64)
+        for half, shift in ((0, 0), (1, 32)):
+            terms = halves[at : at + BLOCK, half] * values
+            found += ((int((terms >> 32).sum()) << 32) + int((terms & 0xFFFFFFFF).sum())) << shift
+    return found % PRIME
 
 
-def _nonce(key: SharedKey, run: str, round: int, client: int, x: np.ndarray, tail: np.ndarray, fresh: bytes) -> bytes:
+def _fit(terms: Terms) -> None:
+    """The bound under which no number of a sum's tail reaches p, whoever chose the config."""
+    if terms.most * terms.largest > ROOM:
+        raise SealError(f"a sum may be of {ROOM} images, got {terms.most} clients of up to {terms.largest}; lower seal.largest")
+
+
+def _closed(round: int, clients: Sequence[int]) -> SealError:
+    return SealError(f"the sum of round {round} does not carry the tag of its list {clients}: changed, cut short or replayed")
+
+
+def _added(tail: np.ndarray, mask: np.ndarray, sign: int = 1) -> np.ndarray:
+    """The tail with its mask put on, or with ``sign`` -1 taken off: the tag modulo p, the others modulo 2^64."""
+    moved = tail + mask if sign > 0 else tail - mask
+    moved[-1] = (int(tail[-1]) + sign * int(mask[-1])) % PRIME
+    return moved
+
+
+def _tag(key: SharedKey, bound: str, round: int, x: np.ndarray, tail: np.ndarray) -> int:
+    # words of 64 bits modulo p: of p residues nine come 9 times where the others come 8 times in 2^64
+    alpha = np.frombuffer(key.stream(f"blind tag {bound} {round}", 8 * (x.size + TAIL - 1)), "<u8")
+    return (product(alpha[: x.size], x) + sum(int(a) * int(v) for a, v in zip(alpha[x.size :], tail))) % PRIME
+
+
+def _nonce(key: SharedKey, bound: str, round: int, client: int, x: np.ndarray, tail: np.ndarray, fresh: bytes) -> bytes:
     state = hmac.new(key.stream("blind nonce", 32), fresh, "sha256")
-    state.update(f"{run}|{round}|{client}|".encode())
+    state.update(f"{bound}|{round}|{client}|".encode())
     state.update(x.data)
     state.update(tail.data)
     return state.digest()[:NONCE]
 
 
-def _mask(key: SharedKey, run: str, round: int, client: int, nonce: bytes, count: int, bits: Bits) -> tuple[np.ndarray, np.ndarray]:
-    own = hmac.digest(key.stream("blind mask", 32), f"{run}|{round}|{client}|".encode() + nonce, "sha256")
+def _mask(key: SharedKey, bound: str, round: int, client: int, nonce: bytes, count: int, bits: Bits) -> tuple[np.ndarray, np.ndarray]:
+    own = hmac.digest(key.stream("blind mask", 32), f"{bound}|{round}|{client}|".encode() + nonce, "sha256")
     words = Cipher(algorithms.AES(own), modes.CTR(bytes(16))).encryptor().update(bytes(4 * count + 8 * TAIL))
     return np.frombuffer(words, "<u4", count), np.frombuffer(words, "<u8", TAIL, 4 * count)

@@ -1,7 +1,7 @@
 """What a blind server handles: words that it can add and not read. It needs no key for that, and this file knows none.
 
     payload     n words of b bits, little-endian (12 bits: two words in three bytes), then four words of 64 bits
-    adding      word by word, modulo 2^b and modulo 2^64
+    adding      word by word, modulo 2^b; of the last four three modulo 2^64 and the tag modulo p = 2^61 - 1
 
 A total carries the list of who is in it, each with the nonce of its mask: whoever holds the key takes exactly these masks off.
 """
@@ -19,6 +19,8 @@ from fl.wire.flat import WireError
 Bits = Literal[12, 16, 32]
 NONCE = 16  # bytes
 TAIL = 4    # words of 64 bits: images, values that were clipped, loss, tag
+PRIME = 2**61 - 1   # p, in whose field the tag is
+ROOM = 2**31        # images in a sum, at most: with them no number of the tail reaches p (`fl.wire.masks`)
 
 
 class Sealed(NamedTuple):
@@ -48,7 +50,7 @@ def add(messages: Iterable[Sealed], count: int, bits: Bits) -> Total:
     doubled or cut message would open to a wrong mean or to none.
     """
     members: dict[int, bytes] = {}
-    total, tail = np.zeros(count + count % 2, np.uint32), np.zeros(TAIL, np.uint64)
+    total, tail, tag = np.zeros(count + count % 2, np.uint32), np.zeros(TAIL, np.uint64), 0
     for client, nonce, payload in messages:
         if client in members:
             raise WireError(f"client {client} must be in a sum once, got it twice")
@@ -57,16 +59,22 @@ def add(messages: Iterable[Sealed], count: int, bits: Bits) -> Total:
         words, last = split(payload, bits)
         total += words
         tail += last
+        tag = (tag + int(last[-1])) % PRIME
         members[client] = bytes(nonce)
     if not members:
         raise WireError("a sum needs messages, got none")
+    tail[-1] = tag
     return Total(tuple(sorted(members.items())), join(total, tail, bits))
+
+
+def listed(total: Total) -> bytes:
+    """Who is in it: for each member 4 bytes of its number, little-endian, and its nonce."""
+    return b"".join(client.to_bytes(4, "little") + nonce for client, nonce in total.members)
 
 
 def named(label: str, total: Total) -> dict[str, Tensor]:
     """``total`` as named tensors, for the wire: its payload, and uint8 (m, 4 + NONCE) of client and nonce for each member."""
-    listed = b"".join(client.to_bytes(4, "little") + nonce for client, nonce in total.members)
-    members = torch.frombuffer(bytearray(listed), dtype=torch.uint8).reshape(-1, 4 + NONCE)
+    members = torch.frombuffer(bytearray(listed(total)), dtype=torch.uint8).reshape(-1, 4 + NONCE)
     return {f"sealed.{label}.members": members, f"sealed.{label}.payload": torch.from_numpy(total.payload)}
 
 
@@ -75,8 +83,8 @@ def total_of(label: str, tensors: Mapping[str, Tensor]) -> Total:
     members, payload = (tensors.get(f"sealed.{label}.{part}", torch.zeros(0)) for part in ("members", "payload"))
     if members.ndim != 2 or members.shape[1] != 4 + NONCE or payload.ndim != 1 or {members.dtype, payload.dtype} != {torch.uint8}:
         raise WireError(f"a sum must come with its members and its payload, got {tuple(members.shape)} and {tuple(payload.shape)}")
-    listed = [(int.from_bytes(row[:4], "little"), row[4:]) for row in map(bytes, members.numpy())]
-    return Total(tuple(listed), payload.numpy())
+    pairs = [(int.from_bytes(row[:4], "little"), row[4:]) for row in map(bytes, members.numpy())]
+    return Total(tuple(pairs), payload.numpy())
 
 
 def split(payload: np.ndarray, bits: Bits) -> tuple[np.ndarray, np.ndarray]:

@@ -17,11 +17,12 @@ import sys
 import click
 import typer
 
-from simulations.veilora import audits, machines, models, runs
+from simulations.veilora import audits, keyring, machines, models, runs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Federated LoRA on encrypted pictures.")
-for room in (machines, runs, models):
+for room in (keyring, machines, runs, models):
     app.registered_commands += room.app.registered_commands
+app.add_typer(keyring.between, name="key")
 app.add_typer(machines.deployments, name="deploy")
 app.add_typer(machines.nodes, name="node")
 app.add_typer(audits.app, name="audit")

@@ -34,7 +34,7 @@ from fl.wire.masks import SealError, Terms, seal
 from fl.wire.octets import octets
 from fl.wire.sealed import Sealed, Total, total_of
 from strategies import ClientInfo, Strategy, Update
-from strategies.plan import cohort, orders
+from strategies.plan import cohort, orders, teller
 from strategies.talk import enough
 
 OCTETS = octets()
@@ -111,16 +111,16 @@ def tells(client: local.Client, run: str, standing: Standing, came: Mapping[str,
     """The numbers of the scores' sum where one came, else of the last training's; none where they are not to be told."""
     config, round = client.config, standing.round
 
-    def may(kind: str, members: Sequence[int], asked: int) -> bool:
-        need = max(config.seal.members, enough(config, asked))
-        return tell.may(Notes(client.drawer(run)), client.index, kind, round, members, need)
+    def may(kind: str, members: Sequence[int], asked: Sequence[int]) -> bool:
+        need, mine = max(config.seal.members, enough(config, len(asked))), teller(config, round, asked) == client.index
+        return mine and tell.may(Notes(client.drawer(run)), kind, round, members, need)
 
     if "sealed.scores.payload" in came:
         total = total_of("scores", came)
         opened = opening(client, run, standing.bound("evaluate"), round, total, 1, scores(client))
-        told = may("evaluate", [c for c, _ in total.members], client.of)
+        told = may("evaluate", [c for c, _ in total.members], range(client.of))
         return tell.evaluated(config.tell, float(opened.mean[0]), opened.loss, opened.images) if told else {}
-    told = may("train", standing.members.tolist(), len(cohort(config, round, client.of)))
+    told = may("train", standing.members.tolist(), cohort(config, round, client.of))
     return tell.trained(config.tell, *standing.told.tolist()) if told else {}
 
 

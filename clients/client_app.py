@@ -131,7 +131,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
         gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))
     if client.config.blind and "epoch" in wish:
-        return epochs.end(client, wish)
+        return epochs.end(client, wish) if "end" in wish else (epochs.catch_up(client, wish), None)
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
     run, roll = str(wish.get("run", "")), local.roll(client)

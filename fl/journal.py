@@ -8,7 +8,7 @@
                    checkpoints/        from which a run that broke off is resumed (strategies/checkpoint.py)
                    adapter.safetensors the final global adapter, in plain order, and as base.<name> how the base has changed;
                                        of a blind run written by a client, and beside it
-                   sealed.safetensors  what a blind server has: the sealed sums, from which who has the key gets all
+                   sealed.safetensors  what a blind server has: the sealed sums, from which who has the key gets all, until it steps
                    curve.svg           accuracy and loss by round, where they are known
                    preview.png         plain images above encrypted ones, unless they are encrypted at rest; and
                    split.json          who trains and tests on which image, where one client knows; and

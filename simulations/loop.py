@@ -53,7 +53,7 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     clients = [local.open_client(node, i, number) for i, node in enumerate(nodes)]
     rolls = [Roll(**local.roll(client)) for client in clients]
     for i in behind(rolls):
-        rolls[i] = Roll(**epochs.end(clients[i], {"epoch": furthest(rolls)})[0])
+        rolls[i] = Roll(**epochs.catch_up(clients[i], {"epoch": furthest(rolls)}))
     agree(rolls, code_digest())
     for line in (*remarks(rolls), *together.remarks(config, clients, cohort(config, 1, number))):
         journal.say(line)

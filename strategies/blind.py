@@ -1,10 +1,10 @@
 """Blind aggregation as the server does it: it adds words that it cannot read, and sends the sums to those who can.
 
 Each client opens the sum, takes the strategy's step itself (`clients.blind`) and trains from there; so nothing goes down
-before round 2, and then one sum for each round that a client has not seen. One client of the round, the first, reports: it
-opens the sum first and tells the server the mean training loss and, once all have been evaluated, the accuracy over all of
-them, rounded: what the server ever learns of the model. Of too few clients, or from another than the first, it learns none.
-A sum that does not open is dropped, and the round is tried again.
+before round 2, and then one sum for each round that a client has not seen. One client of the round reports: it opens the sum
+first and, if it is its turn, tells the server the mean training loss and, once all have been evaluated, the accuracy over
+all of them, rounded and of enough clients: what the server ever learns of the model. A sum that does not open is dropped,
+and the round is tried again.
 
 For who was away the server keeps the state that the reporting client locks, and the sums since: useless without the key,
 complete with it. The whole federation stands here, without a word on how messages travel: `federate` asks, and whoever
@@ -34,7 +34,7 @@ from strategies.checkpoint import Checkpoints
 from strategies.gate import SLACK, Refused
 from strategies.history import totals
 from strategies.memory import OCTETS, Memory
-from strategies.plan import cohort, evaluates, may_be_blind, one_rank
+from strategies.plan import cohort, evaluates, may_be_blind, one_rank, teller
 from strategies.plan import enough as enough_for
 from strategies.rollcall import Roll, federation, same, summary
 from strategies.talk import Answer, Facts, Question, Talk, again, enough, lines, say
@@ -114,7 +114,7 @@ def _train(run: Run, round: int) -> Heard:
         got = len(total.members) if total else 0
         if got >= need:
             memory.add(round, total)
-            inside = [c for c, _ in total.members]
+            inside = ordered(total, teller(config, round, members))
             wish = {"round": round, "state": away}
             told = yield from _report(round, inside, lambda c: memory.messages(c, round, wish), out, TRAINED, away)
             if told:
@@ -140,7 +140,7 @@ def _evaluate(run: Run, round: int) -> Heard:
         scores, out = gather((yield Question("evaluate", round, messages, sealed.size(SCORE, 32) + SLACK, need)), SCORE, 32)
         got = len(scores.members) if scores else 0
         if got >= need:
-            wish, inside = {**ask, "last": round == config.rounds}, [c for c, _ in scores.members]
+            wish, inside = {**ask, "last": round == config.rounds}, ordered(scores, teller(config, round, range(len(run.rolls))))
             told = yield from _report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out, EVALUATED)
             if told:
                 refused += out
@@ -221,6 +221,11 @@ def scored_by(memory: Memory, client: int, round: int, scores: Total, facts: Fac
     """What the reporting client needs to open the ``scores``: it stands after ``round`` already, having been evaluated."""
     for packed, told in memory.messages(client, round, facts):
         yield pack({**unpack(packed, OCTETS), **sealed.named("scores", scores)}, OCTETS), told
+
+
+def ordered(total: Total, first: int) -> list[int]:
+    """Whom to ask of ``total``, one after another: the one who tells its numbers ``first``, if it is in it."""
+    return sorted((client for client, _ in total.members), key=lambda client: (client != first, client))
 
 
 def figures(told: Answer, *names: str) -> dict[str, float]:

@@ -26,7 +26,7 @@ def behind(rolls: Sequence[Roll]) -> list[int]:
 
 def end(journal: Journal, rolls: Sequence[Roll]) -> Generator[Question, Iterable[Answer], None]:
     """Let every client's seal key step. Who does not answer will at the next run's roll call."""
-    facts = {"run": journal.run, "epoch": furthest(rolls) + 1}
+    facts = {"run": journal.run, "epoch": furthest(rolls) + 1, "end": True}
     messages = {roll.client: iter([(pack({}, octets()), facts)]) for roll in rolls}
     for told in (yield Question("end", journal.config.rounds, messages)):
         if told.refused:

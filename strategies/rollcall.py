@@ -66,7 +66,7 @@ def roll_in(facts: Mapping[str, Any]) -> Roll:
     missing = [name for name in MUST_AGREE if name not in roll.digests]
     if short or missing:
         raise ValueError(f"{', '.join(short or missing)} must be {'a number of things' if short else 'among the digests'}")
-    if not re.fullmatch(r"|\d{1,15}-[0-9a-f]{16}", roll.digests["seal"]):
+    if not re.fullmatch(r"|[0-9]{1,15}-[0-9a-f]{16}", roll.digests["seal"]):
         raise ValueError("digests.seal must be a seal key's epoch and fingerprint")
     return roll._replace(machine=roll.machine[:200])
 

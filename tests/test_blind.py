@@ -271,8 +271,10 @@ def test_the_sealed_files_and_the_key_give_the_whole_run(home, tmp_path):
     from safetensors.torch import load_file
 
     words = (BLIND, PAIR, "rounds=4 strategy=fedavgm fraction=0.6")
+    settings(home, tmp_path)
+    shutil.copy(tmp_path / "seal.key", tmp_path / "before")
     _, adapter = by_loop(home, tmp_path, *words)
-    config = load(settings(home, tmp_path, "clients=3", *words))
+    config = load(settings(home, tmp_path, "clients=3", *words, f"seal_key={tmp_path / 'before'}"))  # the key that the run began with
     client = local.open_client(config, 1, 3)
     packed = pack(load_file(tmp_path / "loop" / "sealed.safetensors"), octets())
     shutil.rmtree(tmp_path / "state")

@@ -112,11 +112,11 @@ def test_a_place_below_home_needs_no_quotes():
     assert (config.key, config.own, config.data["root"], config.nodes[1].own) == ("~/veilora/other-key", "~", "~/a.b/c", "~/x")
 
 
-PLACES = {"own": "/d", "engine": "inprocess", "diagnostics": 3, "key": "/k", "output": "/o", "state": "/s", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}, "rank": 2,
+PLACES = {"own": "/d", "engine": "inprocess", "diagnostics": 3, "key": "/k", "seal_key": "/k", "output": "/o", "state": "/s", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}, "rank": 2,
           "quorum": 0.5, "retries": 2, "gate": {"norm": 9.0}, "checkpoint": {"every": 3}, "resume": "a-run"}
 SEEN = {
     "name": "other", "seed": 1, "rounds": 9, "clients": 3, "fraction": 0.5, "evaluate_every": 2, "validation": 0.2,
-    "evaluate_on": "validation", "start": "public", "precision": "bfloat16", "threads": 2, "together": 2, "step": "plain", "attention": "plain", "personal": False,
+    "evaluate_on": "validation", "start": "public", "image_keys": "own", "precision": "bfloat16", "threads": 2, "together": 2, "step": "plain", "attention": "plain", "personal": False,
     "model": {"patch": 16}, "data": {"train": 77}, "partition": {"_target_": "other"}, "cipher": {"_target_": "other"},
     "method": {"rank": 2}, "codec": {"_target_": "other"}, "codecs": {"head": {"_target_": "other"}}, "feedback": False, "blind": True, "seal": {"bits": 12}, "tell": {"loss": 1}, "strategy": {"_target_": "other"}, "recipe": {"mu": 0.5},
 }  # fmt: skip

@@ -220,11 +220,13 @@ def test_a_run_says_sends_and_keeps_no_secret(jane, sent, capfd, caplog, kind):
         for i in range(CLIENTS):
             partition.write(load(words), i, CLIENTS, jane / f"own-{i}", encrypt=True)
         words += "".join(f" +nodes.{i}.own={jane / f'own-{i}'}" for i in range(CLIENTS))
+    before = (jane / "veilora/runs/seal.key").read_bytes()
     inprocess.run(server_app, client_app.app, CLIENTS, words)
     kept = files(jane)
-    key = kept.pop("veilora/key")
+    key, seal = kept.pop("veilora/key"), kept.pop("veilora/runs/seal.key")
+    assert (seal != before) == (kind == "blind"), "the seal key steps at the end of a blind run"
     hay = kept | sent | said(capfd, caplog)
-    found = search(hay, secrets_of(words))
+    found = search(hay, secrets_of(words) | {"seal key": Exactly((before[:32], seal[:32]))})
 
     plain = {(name, "pictures") for name in kept if name.endswith("/preview.png")}
     assert found == plain and len(plain) == (0 if kind == "encrypted at rest" else 1)

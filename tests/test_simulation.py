@@ -52,7 +52,7 @@ def home(tmp_path_factory) -> Path:
 
 def settings(home: Path, out: Path, *more: str) -> str:
     model = "model=vit_tiny model.name=vit_tiny_patch16_224 model.image=32 model.patch=8 model.weights=none +model.embed_dim=32 +model.depth=2 +model.num_heads=2"
-    if not (out / "seal.key").exists():
+    if not (out / "seal.key").expanduser().exists():
         seal_key.create(out / "seal.key")  # one for each place, since it steps when a run ends
     return " ".join([SMALL, model, f"key={home / 'key'} seal_key={out / 'seal.key'} output={out} state={out / 'state'}", *more])
 

@@ -19,7 +19,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, carried, epochs, gate, link, local
+from clients import blind, carried, epochs, gate, link, local, policy
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.keepsakes import keepsakes
 from clients.state import StateError
@@ -126,15 +126,15 @@ def unnamed(error: OSError, config: Config | None) -> str:
 @answer
 def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """The roll call; the first client also keeps a preview and the split, on its own machine. In a blind run, a report."""
-    wish = facts_of(message)
+    wish, under = facts_of(message), {"policy": policy.in_force.get()}
     if client.config.blind and "upto" in wish:
         gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))
     if client.config.blind and "epoch" in wish:
-        return epochs.end(client, wish) if "end" in wish else (epochs.catch_up(client, wish), None)
+        return epochs.end(client, wish) if "end" in wish else (epochs.catch_up(client, wish) | under, None)
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
-    run, roll = str(wish.get("run", "")), local.roll(client)
+    run, roll = str(wish.get("run", "")), local.roll(client) | under
     if client.index == 0 and re.fullmatch(r"[a-z0-9_-]{1,128}", run):
         roll["kept"] = keepsakes(client, Path(client.config.output).expanduser() / run)
     return roll, None

@@ -32,8 +32,9 @@ class Roll(NamedTuple):
     """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message.
 
     ``rank`` is that of its LoRA factors, None for a method without. ``train`` and ``evaluate`` are numbers of images, None
-    where the server is not to know them; then ``faults`` says that there are such images, and not how many. ``kept`` says
-    whether what a client leaves for its owner could be written.
+    where the server is not to know them; then ``faults`` says that there are such images, and not how many. ``policy`` is the
+    digest of what the node's owner lets in, "" in a simulation. ``kept`` says whether what a client leaves for its owner could
+    be written.
     """
 
     client: int
@@ -46,6 +47,7 @@ class Roll(NamedTuple):
     faults: Mapping[str, int | bool]
     machine: str
     rank: int | None = None
+    policy: str = ""
     kept: bool = True
 
     @property
@@ -68,6 +70,8 @@ def roll_in(facts: Mapping[str, Any]) -> Roll:
         raise ValueError(f"{', '.join(short or missing)} must be {'a number of things' if short else 'among the digests'}")
     if not re.fullmatch(r"|[0-9]{1,15}-[0-9a-f]{16}", roll.digests["seal"]):
         raise ValueError("digests.seal must be a seal key's epoch and fingerprint")
+    if set(roll.policy) - set("0123456789abcdef") or len(roll.policy) > 64:
+        raise ValueError("policy must be a digest")
     return roll._replace(machine=roll.machine[:200])
 
 
@@ -127,8 +131,14 @@ def remarks(rolls: Sequence[Roll]) -> list[str]:
     """What a person should know before round 1: on what the clients work, and which images were not as they should be."""
     machines = Counter(roll.machine for roll in rolls)
     lines = ["clients work with " + ", ".join(f"{machine} ({n})" for machine, n in sorted(machines.items()))]
+    lines += [f"policy {policy} is in force at {n} of {len(rolls)} clients" for policy, n in sorted(policies(rolls).items())]
     lines += [f"client {roll.client} could not write its preview and class list; its log says why" for roll in rolls if not roll.kept]
     return lines + [f"data: {'some' if count is True else count} images {name}" for name, count in faults(rolls).items()]
+
+
+def policies(rolls: Sequence[Roll]) -> dict[str, int]:
+    """How many clients stand under which policy; in a simulation none does."""
+    return dict(Counter(roll.policy for roll in rolls if roll.policy))
 
 
 def faults(rolls: Sequence[Roll]) -> dict[str, int | bool]:
@@ -148,6 +158,7 @@ def summary(rolls: Sequence[Roll]) -> dict[str, Any]:
         "key_fingerprint": rolls[0].digests["key"],
         "backbone": rolls[0].digests["backbone"],
         "faults": faults(rolls),
+        "policies": policies(rolls),
         "machines": sorted({roll.machine for roll in rolls}),
         "ranks": sorted({roll.rank for roll in rolls if roll.rank}),
     }

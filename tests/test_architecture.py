@@ -22,7 +22,7 @@ ROOMS = ("fl", "clients", "strategies", "simulations")
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 PEER = "simulations/bench/flower_vit/"  # an app of others' making, to compare with: their libraries are its business
 EDGES = {
-    "fl/wire/records.py", "clients/client_app.py", "clients/node.py", "clients/kit/membership.py",
+    "fl/wire/records.py", "clients/client_app.py", "clients/flower.py", "clients/node.py", "clients/site.py", "clients/kit/membership.py",
     "strategies/exchange.py", "strategies/flower.py", "strategies/server_app.py",
     "simulations/inprocess.py", "simulations/cost.py", "simulations/bench/aggregate.py", "simulations/bench/rounds.py",
     "simulations/audit/broken.py", "simulations/audit/faults.py", "simulations/bench/echo/client_app.py", "simulations/bench/echo/server_app.py",

@@ -22,7 +22,7 @@ from typing import Callable, Sequence
 
 from cryptography import x509
 
-from clients.kit import KitError, certificates, containers, proxy, readme, start, units
+from clients.kit import KitError, certificates, containers, policy_file, proxy, readme, start, units
 from fl import durable
 
 VERSION = "0.1.0"
@@ -166,6 +166,7 @@ def _node(folder: Path, plan: Plan, index: int, root: certificates.Pair, key: ce
     _write(folder / "start", text(start.NODE_START), 0o755)
     _write(folder / "engine.env", text(start.NODE_ENV))
     _write(folder / "node.toml", text(start.NODE_TOML))
+    _write(folder / "policy.toml", policy_file.text(plan.secure).encode())
     _write(folder / "supernode.service", text(units.SUPERNODE))
     _write(folder / "compose.yaml", text(containers.NODE))
     _write(folder / "Containerfile", text(containers.CONTAINERFILE))

@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 from typing import Callable, Iterator, Mapping
 
-from clients.kit import Finding, KitError, certificates, probes, reach
+from clients.kit import Finding, KitError, certificates, ownership, probes, reach
 
 FLAGS = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
 ROOM = 2e9  # bytes free for state and Flower's own files
@@ -58,6 +58,8 @@ def node(folder: Path, engine: Mapping[str, str]) -> Iterator[Finding]:
     yield from _flags(engine)
     yield _certificate("ca.crt", folder / "ca.crt", None, [])
     yield _secret("node key", folder / "node.key")
+    yield _try("policy", "mend policy.toml: until then nothing is let in", lambda: probes.policy(folder / "policy.toml"))
+    yield from ownership.ownership(folder, str(own.get("key-path", "~/veilora/key")), folder / "policy.toml")
     yield from _reach(folder, engine)
 
 

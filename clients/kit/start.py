@@ -70,7 +70,7 @@ set -a; . "$here/engine.env"; set +a
 umask 077
 mkdir -p "$FLWR_HOME"
 cd "$FLWR_HOME"
-exec python3 -P -m clients.node --superlink "$VEILORA_SUPERLINK" --root-certificates "$here/ca.crt" \\
+exec python3 -P -m clients.node --policy "$here/policy.toml" --superlink "$VEILORA_SUPERLINK" --root-certificates "$here/ca.crt" \\
     --auth-supernode-private-key "$here/node.key" --host 127.0.0.1 --port "$VEILORA_PORT" \\
     --node-config "$here/node.toml"
 """

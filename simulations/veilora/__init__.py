@@ -1,4 +1,4 @@
-"""The command `veilora`: keys, deployments, data folders, a look before the start; reports, exports, predictions, audits.
+"""The command `veilora`: keys, deployments, policies, data folders, a look before the start; reports, exports, predictions, audits.
 
     veilora keygen ~/veilora/key
     veilora node init /etc/veilora/node-0
@@ -17,13 +17,15 @@ import sys
 import click
 import typer
 
-from simulations.veilora import audits, keyring, machines, models, runs
+from simulations.veilora import audits, keyring, machines, models, owners, runs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Federated LoRA on encrypted pictures.")
 for room in (keyring, machines, runs, models):
     app.registered_commands += room.app.registered_commands
 app.add_typer(keyring.between, name="key")
 app.add_typer(machines.deployments, name="deploy")
+app.add_typer(owners.policies, name="policy")
+app.add_typer(owners.releases, name="release")
 app.add_typer(machines.nodes, name="node")
 app.add_typer(audits.app, name="audit")
 
@@ -31,14 +33,16 @@ app.add_typer(audits.app, name="audit")
 def expected() -> tuple[type[Exception], ...]:
     """What the user can mend; looked up only once something went wrong."""
     from clients.kit import KitError
+    from clients.policy import PolicyError
     from clients.predict import PredictError
+    from clients.release import ReleaseError
     from fl.config import ConfigError
     from fl.datasets import DataError
     from fl.export.folder import ExportError
     from fl.keys import KeyFileError
     from fl.models import WeightsError
 
-    return KitError, ConfigError, KeyFileError, DataError, WeightsError, ExportError, PredictError, OSError
+    return KitError, ConfigError, KeyFileError, DataError, WeightsError, ExportError, PredictError, PolicyError, ReleaseError, OSError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -89,6 +89,7 @@ def at_node(context: Context, index: int) -> Config:
 def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """The roll call; the first client also keeps a preview and the split, on its own machine. In a blind run, a report."""
     wish = facts_of(message)
+    under = {"policy": policy.in_force.get(), "signer": witness.public(client.config)}
     if wish.get("closing"):
         gate.mark(wish, client.config)
         return (blind.close if client.config.blind else witness.attest)(client, wish), None
@@ -96,11 +97,10 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
         gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))
     if client.config.blind and "epoch" in wish:
-        return epochs.end(client, wish) if "end" in wish else (epochs.catch_up(client, wish), None)
+        return epochs.end(client, wish) if "end" in wish else (epochs.catch_up(client, wish) | under, None)
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
-    run = str(wish.get("run", ""))
-    roll = local.roll(client) | {"policy": policy.in_force.get(), "signer": witness.public(client.config)}
+    run, roll = str(wish.get("run", "")), local.roll(client) | under
     if client.index == 0 and re.fullmatch(r"[a-z0-9_-]{1,128}", run):
         roll["kept"] = keepsakes(client, Path(client.config.output).expanduser() / run)
     return roll, None

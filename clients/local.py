@@ -209,7 +209,7 @@ def roll(client: Client) -> dict:
             "config": config.digest(),
             "key": client.key.fingerprint,
             "backbone": client.bench.backbone,
-            "classes": adapters.digest({name: torch.tensor(i) for i, name in enumerate(client.holdings.classes)}),
+            "classes": client.holdings.named(client.key),
             "split": client.holdings.digest,
             "start": adapters.digest(client.bench.start),
         },

@@ -93,7 +93,7 @@ class Journal:
             try:
                 row = json.loads(line)
                 if row["round"] <= round:
-                    self.rounds.append(row), self._lines.append(json.dumps(row) + "\n")
+                    self._lines.append(json.dumps(row, allow_nan=False) + "\n"), self.rounds.append(row)
             except (ValueError, KeyError, TypeError):
                 self.say("warning: a line of rounds.jsonl cannot be read and is left out")
         self.say(f"{self.run}: going on after round {round} of {self.config.rounds}")
@@ -116,8 +116,8 @@ class Journal:
 
     def round(self, row: dict[str, Any]) -> None:
         """Keep one round's row in rounds.jsonl, and say it in a line with the time left; a full disk is no end of the run."""
+        self._lines.append(json.dumps(row, allow_nan=False) + "\n")  # nan and inf are no JSON: the gate keeps them out
         self.rounds.append(row)
-        self._lines.append(json.dumps(row) + "\n")
         try:
             durable.write(self.folder / "rounds.jsonl", "".join(self._lines))
         except OSError as error:
@@ -172,7 +172,7 @@ class Journal:
             self._lock = -1
 
     def _write(self, name: str, value: Any) -> None:
-        durable.write(self.folder / name, json.dumps(value, indent=2) + "\n")
+        durable.write(self.folder / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def same_run(folder: Path, config: Config) -> None:

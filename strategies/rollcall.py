@@ -60,6 +60,7 @@ def roll_in(facts: Mapping[str, Any]) -> Roll:
     return roll._replace(machine=roll.machine[:200])
 
 
+FEW = 100  # images, below which one clear update tells almost surely whether an image was among them (simulations/results/leakage)
 CHECKED = TypeAdapter(Roll)
 
 
@@ -113,7 +114,12 @@ def remarks(rolls: Sequence[Roll]) -> list[str]:
     """What a person should know before round 1: on what the clients work, and which images were not as they should be."""
     machines = Counter(roll.machine for roll in rolls)
     lines = ["clients work with " + ", ".join(f"{machine} ({n})" for machine, n in sorted(machines.items()))]
-    return lines + [f"data: {count} images {name}" for name, count in faults(rolls).items()]
+    lines += [f"data: {count} images {name}" for name, count in faults(rolls).items()]
+    few = [str(roll.client) for roll in rolls if roll.train is not None and roll.train < FEW]
+    if few:
+        whose = f"{len(few)} clients" if len(few) > 10 else f"client{'s' * (len(few) > 1)} {', '.join(few)}"
+        lines.append(f"privacy: {whose} of fewer than {FEW} images each: in clear the server can tell which images they trained on; set blind=true")
+    return lines
 
 
 def faults(rolls: Sequence[Roll]) -> dict[str, int]:

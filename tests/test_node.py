@@ -58,13 +58,13 @@ import os, signal, sys, time
 from clients import node
 
 def supernode(words, parent, secret, bell):
-    print("supernode", os.getpid(), flush=True)
+    print(f"supernode {os.getpid()}\\n", end="", flush=True)  # whole, or two processes share a line
     time.sleep(0.3 if "ends" in words else 60)
     sys.exit(7)
 
 tasks = iter(["task"])
 node.LAZY, node.supernode, node.WARM, node.acquirer = 0.01, supernode, (), lambda address, secret: lambda: next(tasks, "")
-node.client_app = lambda address, parent, token: (print("client", address, flush=True), time.sleep(60))
+node.client_app = lambda address, parent, token: (print(f"client {address}\\n", end="", flush=True), time.sleep(60))
 sys.exit(node.main(sys.argv[1:]))
 """
 

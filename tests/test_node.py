@@ -58,7 +58,7 @@ import os, signal, sys, time
 from clients import node
 
 def supernode(words, parent, secret, bell):
-    print("supernode", os.getpid(), flush=True)
+    print(f"supernode {os.getpid()}\\n", end="", flush=True)  # whole, or two processes share a line
     time.sleep(0.3 if "ends" in words else 60)
     sys.exit(7)
 

@@ -77,7 +77,7 @@ def test_a_deployment_is_a_folder_for_each_machine_and_no_more(made):
     tree = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()}
     of_all = {"start", "engine.env", "compose.yaml", "Containerfile", "README", "ca.crt"}
     server = {"server.pem", "server.key", "superlink.service", "proxy.conf", "nginx.conf", "operator/config.toml", "nodes/node-0.pub", "nodes/node-1.pub"}
-    node = {"node.key", "node.pub", "node.toml", "supernode.service"}
+    node = {"node.key", "node.pub", "node.toml", "policy.toml", "supernode.service"}
     wanted = {"ca/ca.key", "ca/ca.crt"} | {f"coordinator/{n}" for n in of_all | server} | {f"node-{i}/{n}" for i in (0, 1) for n in of_all | node}
     assert tree == wanted and not list(made.parent.glob(".*")), "no draft is left"
 

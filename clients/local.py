@@ -22,7 +22,7 @@ from clients.shelf import SHELF
 from clients.state import Drawer
 from clients.workbench import Workbench, cipher_of, workbench
 from fl import adapter as adapters
-from fl import keys
+from fl import keys, seal_key
 from fl.adapter import PATCH_EMBED, Adapter
 from fl.ciphers import Cipher
 from fl.config import Config, ConfigError
@@ -56,9 +56,9 @@ class Client:
         return f"Client({self.index} of {self.of}, key {self.key.fingerprint})"
 
     @property
-    def seal_key(self) -> keys.SharedKey:
-        """The key that masks, tags, locks and all else of a blind run come from."""
-        return self.key
+    def seal_key(self) -> seal_key.SealKey:
+        """The key that masks, tags, locks and all else of a blind run come from, as its file stands now: it ages."""
+        return seal_key.read(Path(self.config.seal_key))
 
     @property
     def bench(self) -> Workbench:
@@ -124,7 +124,7 @@ def open_client(config: Config, index: int, of: int) -> Client:
     shared = config.model_copy(update={"rank": None, "own": None})
     cipher = cipher_of(shared, key)
     if config.start == "keyed" and cipher.absorb is None:
-        raise ConfigError("start=keyed needs a cipher that the patch embedding can absorb; set start=public")
+        raise ConfigError("start=keyed needs a cipher that the patch embedding can absorb; set start=public", "start", "cipher")
     held = holdings(config, index, of, key)
     client = Client(shared, index, of, key, cipher, held, rank)
     client.bench  # so that what is wrong with the weights is said now
@@ -164,8 +164,7 @@ def train(client: Client, round: int, recipe: Recipe, received: Adapter, scored:
         fitted = fit(bench.model, examples, recipe, stream, prepare, bench.forward, correction)
     fold(bench.model)
     update, size, metrics = end(client, round, recipe, task, fitted, adapters.read(bench.model), run)
-    metrics["seconds"] = time.monotonic() - began
-    return update, size, metrics | (own_score(client) if scored else {})
+    return update, size, metrics | {"seconds": time.monotonic() - began} | (own_score(client) if scored else {})
 
 
 def begin(client: Client, round: int, recipe: Recipe, received: Adapter, run: str) -> Task:
@@ -210,7 +209,8 @@ def roll(client: Client) -> dict:
         "digests": {
             "code": code_digest(),
             "config": config.digest(),
-            "key": client.key.fingerprint,
+            "key": client.key.fingerprint if config.image_keys == "shared" else "own",
+            "seal": client.seal_key.fingerprint if config.blind else "",
             "backbone": client.bench.backbone,
             "classes": adapters.digest({name: torch.tensor(i) for i, name in enumerate(client.holdings.classes)}),
             "split": client.holdings.digest,

@@ -7,17 +7,19 @@ the simulation on the whole source gives, bit for bit.
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clients.holdings import cut, cut_by, whole
-from fl import keys
+from fl import durable, keys
 from fl.config import Config, ConfigError, build
-from fl.datasets import Examples
+from fl.datasets import DataError, Examples
 from fl.datasets.images import resize
-from fl.datasets.own import PARTS, Encrypted, Facts
+from fl.datasets.own import PARTS, Encrypted, Facts, read
 from fl.datasets.own import write as store
 from fl.datasets.partition import Split, iid, split
 
@@ -61,6 +63,44 @@ def write(config: Config, index: int, of: int, out: Path, encrypt: bool = False,
         "faults": source.faults,
         "encrypted": sealed.model_dump() if sealed else None,
     }
+
+
+def reencrypt(folder: Path, old: Path, new: Path) -> dict[str, Any]:
+    """Encrypt the pictures in ``folder`` under the key file ``new`` in place of ``old``, whole or not at all.
+
+    The fresh folder is complete on the disk before it takes the place of the old one, which is removed after that. Where
+    this is broken off, the same command goes on. Returns what is there. Raises DataError, KeyFileError or OSError.
+    """
+    folder = folder.expanduser().absolute()
+    fresh, before = (folder.with_name(f".{folder.name}.{part}") for part in ("fresh", "before"))
+    if not folder.exists() and before.exists():  # broken off between the two renames
+        before.rename(folder)
+    facts, parts = read(folder)
+    ours, theirs = keys.read(new), keys.read(old)
+    if facts.encrypted and facts.encrypted.key == ours.fingerprint:
+        shutil.rmtree(before, ignore_errors=True)  # broken off after them
+        return _told(folder, facts)
+    if facts.encrypted is None or facts.encrypted.key != theirs.fingerprint:
+        was = f"with key {facts.encrypted.key}" if facts.encrypted else "not at all"
+        raise DataError(f"{folder} must be encrypted with --old, key {theirs.fingerprint}, but is encrypted {was}; name the key that it was written with")
+    was, now = (build(facts.encrypted.cipher, key=key, block=facts.encrypted.block) for key in (theirs, ours))
+    turned = {name: Examples(now.encrypt(was.decrypt(images)), labels) for name, (images, labels) in parts.items()}
+    shutil.rmtree(fresh, ignore_errors=True)
+    facts = facts.model_copy(update={"encrypted": facts.encrypted.model_copy(update={"key": ours.fingerprint})})
+    store(fresh, facts, turned)
+    owner = folder.stat()
+    for path in (fresh, *fresh.iterdir()):
+        os.chown(path, owner.st_uid, owner.st_gid)  # root did this for a service's user
+    shutil.rmtree(before, ignore_errors=True)
+    folder.rename(before)
+    fresh.rename(folder)
+    durable.sync(folder.parent)
+    shutil.rmtree(before)
+    return _told(folder, facts)
+
+
+def _told(folder: Path, facts: Facts) -> dict[str, Any]:
+    return {"folder": str(folder), "client": facts.index, "encrypted": facts.encrypted.model_dump()}
 
 
 def _shares(config: Config, parts: Split, place: int) -> dict[str, Examples]:

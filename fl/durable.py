@@ -40,6 +40,16 @@ def write(path: Path, content: bytes | str, mode: int | None = None) -> None:
     sync(path.parent)
 
 
+def destroy(path: Path) -> None:
+    """Overwrite a file's bytes, then unlink it. Raises OSError. What a file system has copied elsewhere is out of reach."""
+    with open(path, "r+b") as file:
+        file.write(bytes(os.fstat(file.fileno()).st_size))
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+    sync(path.parent)
+
+
 def stem(path: Path) -> str:
     """A file's name without its round and its ending."""
     return path.name.split(".")[0].rstrip("0123456789")

@@ -1,4 +1,4 @@
-"""SharedKey: the 32 secret bytes that all clients hold and the server never does.
+"""SharedKey: the 32 secret bytes that encrypt pictures. Clients hold them and the server never does.
 
 Everything keyed comes from HKDF-SHA256 (RFC 5869) with one ``info`` string for each purpose, so that no purpose learns
 another's stream, and from AES-256-CTR as the stream. No NumPy or torch generator is involved: their streams may change
@@ -24,45 +24,59 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
 BYTES = 32
+CREDENTIAL = 0o440  # the most that systemd sets: an access list that lets the service's user in shows as the group's bit
 
 
 class KeyFileError(ValueError):
     """A key file that must not be used; the message names the fix and never the content."""
 
 
-class SharedKey:
+class Secret:
     """Thirty-two secret bytes, seen only through what is derived from them. ``repr`` shows the fingerprint alone."""
 
     __slots__ = ("_secret", "fingerprint")
+    _salt = b"veilora"  # HKDF's: another for each kind of secret
 
     def __init__(self, secret: bytes) -> None:
         """Raises ValueError unless ``secret`` has 32 bytes."""
         if len(secret) != BYTES:
-            raise ValueError(f"a shared key must have {BYTES} bytes, got {len(secret)}")
+            raise ValueError(f"a key must have {BYTES} bytes, got {len(secret)}")
         object.__setattr__(self, "_secret", bytes(secret))
         object.__setattr__(self, "fingerprint", self._derive("fingerprint", 8).hex())
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a shared key does not change; make another")
+        raise AttributeError("a key does not change; make another")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError("a shared key does not change; make another")
+        raise AttributeError("a key does not change; make another")
 
     def __repr__(self) -> str:
-        return f"SharedKey({self.fingerprint})"
+        return f"{type(self).__name__}({self.fingerprint})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SharedKey) and hmac.compare_digest(self._secret, other._secret)
+        return type(other) is type(self) and self.fingerprint == other.fingerprint and hmac.compare_digest(self._secret, other._secret)
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
     def __reduce__(self):
-        raise TypeError("a shared key is never pickled; send its fingerprint, or read the key file on the other side")
+        raise TypeError("a key is never pickled; send its fingerprint, or read the key file on the other side")
 
     def stream(self, purpose: str, nbytes: int) -> bytes:
         """``nbytes`` keyed pseudo-random bytes: AES-256-CTR from a zero counter under the purpose's own key."""
         return self._keystream(f"stream {purpose}").update(bytes(nbytes))
+
+    def _keystream(self, purpose: str) -> CipherContext:
+        return Cipher(algorithms.AES(self._derive(purpose, 32)), modes.CTR(bytes(16))).encryptor()
+
+    def _derive(self, info: str, nbytes: int) -> bytes:
+        return HKDF(SHA256(), nbytes, salt=self._salt, info=info.encode()).derive(self._secret)
+
+
+class SharedKey(Secret):
+    """The image key: what pictures are permuted and inverted by."""
+
+    __slots__ = ()
 
     def permutation(self, purpose: str, n: int) -> Tensor:
         """int64 (n,), uniform over the n! orders: Fisher-Yates, its draws unbiased by rejection."""
@@ -86,15 +100,21 @@ class SharedKey:
         while True:
             yield from np.frombuffer(keystream.update(bytes(4096)), ">u4").tolist()
 
-    def _keystream(self, purpose: str) -> CipherContext:
-        return Cipher(algorithms.AES(self._derive(purpose, 32)), modes.CTR(bytes(16))).encryptor()
-
-    def _derive(self, info: str, nbytes: int) -> bytes:
-        return HKDF(SHA256(), nbytes, salt=b"veilora", info=info.encode()).derive(self._secret)
-
 
 def create(path: Path) -> SharedKey:
     """Write a new random key to ``path`` (mode 0600). Raises KeyFileError if something already stands there."""
+    place(path, secrets.token_bytes(BYTES))
+    return read(path)
+
+
+def read(path: Path) -> SharedKey:
+    """The key in the file ``path``. Raises KeyFileError as `octets` does, and when it is not 32 bytes long."""
+    secret = octets(path, BYTES, f"key file {path.expanduser()}", "python -m fl.keys")
+    return SharedKey(secret)
+
+
+def place(path: Path, content: bytes) -> None:
+    """Write ``content`` to the new file ``path`` (mode 0600). Raises KeyFileError if something already stands there."""
     path = path.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
@@ -102,39 +122,44 @@ def create(path: Path) -> SharedKey:
     except FileExistsError:
         raise KeyFileError(f"a key must not be overwritten: {path} exists; choose another path or move it away") from None
     with os.fdopen(handle, "wb") as file:
-        file.write(secrets.token_bytes(BYTES))
-    return read(path)
+        file.write(content)
 
 
-def read(path: Path) -> SharedKey:
-    """The key in the file ``path``.
+def octets(path: Path, nbytes: int, name: str, maker: str, exact: bool = True) -> bytes:
+    """The ``nbytes`` bytes, or up to so many, of the secret file ``path``; errors have its ``name`` and the command that makes one.
 
     Raises KeyFileError, naming the fix, when the path is missing, a link, a folder or another kind of thing, open to
-    group or others, unreadable, or not 32 bytes long.
+    group or others, unreadable, or of another length.
     """
     path = path.expanduser()
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise KeyFileError(f"key file {path} is missing; carry it from the client that has it, or make the first: python -m fl.keys {path}") from None
+        raise KeyFileError(f"{name} is missing; carry it from the client that has it, or make the first: {maker} {path}") from None
     except OSError as error:
         if path.is_symlink():
-            raise KeyFileError(f"key file {path} must not be a link; name the file itself") from None
-        raise KeyFileError(f"key file {path} cannot be read ({error.strerror}); run: chmod 600 {path}") from None
+            raise KeyFileError(f"{name} must not be a link; name the file itself") from None
+        raise KeyFileError(f"{name} cannot be read ({error.strerror}); run: chmod 600 {path}") from None
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"key file {path} must be a plain file; make one with: python -m fl.keys FILE")
+            raise KeyFileError(f"{name} must be a plain file; make one with: {maker} FILE")
         mode = stat.S_IMODE(status.st_mode)
-        if mode & 0o077:
-            raise KeyFileError(f"key file {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
-        secret = os.read(handle, BYTES + 1)
+        if mode & ~CREDENTIAL if path.parent == credentials() else mode & 0o077:
+            raise KeyFileError(f"{name} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
+        content = os.read(handle, nbytes + 1)
     finally:
         os.close(handle)
-    if len(secret) != BYTES:
-        size = "more" if len(secret) > BYTES else len(secret)
-        raise KeyFileError(f"key file {path} must hold {BYTES} bytes, got {size}; copy it again from another client")
-    return SharedKey(secret)
+    if exact and len(content) != nbytes:
+        size = "more" if len(content) > nbytes else len(content)
+        raise KeyFileError(f"{name} must hold {nbytes} bytes, got {size}; copy it again from another client")
+    return content
+
+
+def credentials() -> Path | None:
+    """The folder in which systemd lays out a service's credentials (`LoadCredentialEncrypted=`); None outside a service."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(folder) if folder else None
 
 
 def main(arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ class Node(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     key: str | None = None
+    seal_key: str | None = None
     data_root: str | None = None
     weights: str | None = None
     device: str | None = None
@@ -19,6 +20,7 @@ class Node(BaseModel):
     output: str | None = None
     rank: PositiveInt | None = None
     own: str | None = None
+    node_key: str | None = None
 
 
 class Seal(BaseModel):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Sequence
 
 from clients.kit import deploy
-from fl import keys
+from fl import durable, keys, seal_key
 from fl.provenance import ROOT
 from simulations import processes, users
 from simulations.launch import Engine, EngineError
@@ -53,10 +53,12 @@ class Site:
         return users.FIRST + ["coordinator", "proxy", *(f"node-{i}" for i in range(self.plan.nodes))].index(role)
 
     def settle(self) -> None:
-        """Make what `deploy init` leaves to the README: each role's folder, and on each node the image key."""
-        keys.create(self.folder / "key")
+        """Make what `deploy init` leaves to the README: each role's folder, and on each node the image key and the seal key."""
+        keys.create(self.folder / "key"), seal_key.create(self.folder / "seal.key")
         for place in ("logs", "var", "var/coordinator", "var/proxy", *(f"var/node-{i}" for i in range(self.plan.nodes))):
             (self.folder / place).mkdir(parents=True, exist_ok=True, mode=0o755 if place in ("logs", "var") else 0o700)
+        for i in range(self.plan.nodes):
+            durable.write(self.folder / f"var/node-{i}/seal.key", (self.folder / "seal.key").read_bytes(), 0o600)
         if not self.apart:
             return
         (self.folder / "view").mkdir()
@@ -69,7 +71,7 @@ class Site:
             folder, user = self.files / f"node-{i}", self.user(f"node-{i}")
             users.owned(folder / "node.key", 0, user, 0o640)
             shutil.copyfile(self.folder / "key", folder / "image.key")
-            users.owned(folder / "image.key", user, mode=0o400)
+            users.owned(folder / "image.key", user, mode=0o400), users.owned(self.folder / f"var/node-{i}/seal.key", user)
             text = (folder / "node.toml").read_text()
             (folder / "node.toml").write_text(text.replace(f'"{self.plan.key}"', f'"{folder / "image.key"}"'))
 

@@ -5,7 +5,7 @@
 
 TLS and node authentication as on real machines; where there is an nginx, nodes come in through it. Every engine runs in a
 process group with a FLWR_HOME and a folder of its own, nothing leaves 127.0.0.1, and every process goes when the command ends.
-The folder, which holds an image key of its own, stays.
+The folder, which holds an image key and a seal key of its own, stays.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> int:
             print(f"{options.nodes} nodes are online, over TLS, {came}", flush=True)
             completed, output = site.run(overrides)
         print(pace(output)) if completed else None
-        print(f"output: {output}\nlogs: {folder / 'logs'}; the folder stays, with the image key of this site, {folder / 'key'}")
+        print(f"output: {output}\nlogs: {folder / 'logs'}; the folder stays, with this site's keys, {folder / 'key'} and seal.key")
         return 0 if completed else site.operator.status
     except (ConfigError, KitError, keys.KeyFileError) as error:
         print(f"error: {error}", file=sys.stderr)

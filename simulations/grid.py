@@ -25,6 +25,8 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from clients.tell import LEAST
+from fl import seal_key
 from fl.config import Config, ConfigError, load
 from fl.journal import Journal, run_name
 from fl.provenance import environment
@@ -32,7 +34,7 @@ from simulations import loop
 from strategies.history import is_training
 
 PLACES = (  # of one machine: in no result, but by rounding
-    "data.root", "model.weights", "key", "output", "state", "own", "device", "threads", "together", "keep",
+    "data.root", "model.weights", "key", "seal_key", "output", "state", "own", "device", "threads", "together", "keep",
 )  # fmt: skip
 KEPT = (
     "accuracy", "loss", "seconds", "train_seconds", "ratio_to_full_fedavg", "trained_parameters", "bytes_per_client_round",
@@ -75,12 +77,15 @@ def identity(cell: Mapping[str, str]) -> str:
 
 @contextmanager
 def configured(cell: Cell, folder: str) -> Iterator[Config]:
-    """The config of a cell; where it names no others, output goes below ``folder``, and state into one that ends with the block.
+    """The config of a cell; where it names no others, output goes below ``folder``, and state and a seal key into one that ends
+    with the block.
 
     A cell that broke off is run anew, so it writes no checkpoints.
     """
     with tempfile.TemporaryDirectory(prefix="veilora-state-") as state:
-        yield load(shlex.join(f"{k}={v}" for k, v in ({"output": folder, "state": state, "checkpoint.every": "0"} | cell).items()))
+        places = {"output": folder, "state": state, "seal_key": f"{state}/seal.key", "checkpoint.every": "0"}
+        seal_key.create(Path(state) / "seal.key")
+        yield load(shlex.join(f"{k}={v}" for k, v in (places | cell).items()))
 
 
 def named(line: Line) -> str:
@@ -112,7 +117,9 @@ def check(wanted: Sequence[Cell]) -> None:
     for cell in wanted:
         new = {identity({k: v for k, v in cell.items() if k != "seed"}), f"seed={cell.get('seed')}"} - seen
         if new:
-            load(shlex.join(f"{k}={v}" for k, v in cell.items()))
+            config = load(shlex.join(f"{k}={v}" for k, v in cell.items()))
+            if config.blind and (config.clients or 2) < LEAST:
+                raise ConfigError(f"a cell of a grid needs an accuracy, and blind clients tell none of fewer than {LEAST}; raise clients, or set blind=false")
         seen |= new
 
 

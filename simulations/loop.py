@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Iterator, Sequence
 
-from clients import blind, local, together
+from clients import blind, epochs, local, together
 from clients.carried import Behind
 from clients.keepsakes import keepsakes
 from clients.link import arrived, leaving
@@ -35,6 +35,7 @@ from strategies import blind as blind_server
 from strategies.catchup import Catchup
 from strategies.checkpoint import Checkpoints
 from strategies.downlink import Downlink
+from strategies.epochs import behind, furthest
 from strategies.gate import Refused, admit
 from strategies.history import Evaluation, Watch, history_row, totals
 from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_own
@@ -51,6 +52,8 @@ def run(config: Config, journal: Journal, train: Train = local.train) -> dict:
     nodes = [config.at_node(config.nodes.get(i, Node())) for i in range(number)]
     clients = [local.open_client(node, i, number) for i, node in enumerate(nodes)]
     rolls = [Roll(**local.roll(client)) for client in clients]
+    for i in behind(rolls):
+        rolls[i] = Roll(**epochs.catch_up(clients[i], {"epoch": furthest(rolls)}))
     agree(rolls, code_digest())
     for line in (*remarks(rolls), *together.remarks(config, clients, cohort(config, 1, number))):
         journal.say(line)
@@ -123,13 +126,14 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
         checkpoints.commit(round, tree, row.get("accuracy"))
 
     checkpoints.end()
-    return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), catchup.whole(state, strategy.view(state)))
+    told = journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), catchup.whole(state, strategy.view(state)))
+    return journal.conclude(told)
 
 
 def blindly(config: Config, journal: Journal, clients: list[local.Client], rolls: list[Roll], train: Train) -> dict:
     """The run, with a server that can read nothing (`strategies.blind`): here is only who asks whom."""
     ledger: list[Entry] = []
-    work = {"train": blind.ask, "evaluate": blind.evaluate, "report": blind.report}
+    work = {"train": blind.ask, "evaluate": blind.evaluate, "report": blind.report, "end": epochs.end}
 
     def reached(question: Question, i: int) -> Iterator[tuple[dict, tuple]]:
         """The facts of the first message that client i is not behind, and what it makes of it; nothing where it is behind all."""

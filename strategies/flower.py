@@ -24,6 +24,7 @@ from fl.wire.flat import Packed, WireError, unpack
 from fl.wire.ledger import Entry, entry
 from fl.wire.records import TooLarge, carries, facts_of, packed_of, serialised_bytes, to_content
 from strategies import blind, clear
+from strategies.epochs import behind, furthest
 from strategies.exchange import POLL, exchange
 from strategies.gate import Refused, legible, readable
 from strategies.rollcall import Roll, RollCallError, agree, remarks, roll_in
@@ -69,7 +70,7 @@ def answers(
     for client in question.messages:
         if nodes[client] not in there:
             yield Answer(client, {}, None, Refused(client, "lost", "its node is away; start it again"))
-    doing = {"train": "training", "evaluate": "evaluating", "report": "reporting"}[kind]
+    doing = {"train": "training", "evaluate": "evaluating", "report": "reporting", "end": "ending"}[kind]
     told = [tell(client) for client in question.messages if nodes[client] in there]
     for reply in exchange(grid, config.timeout, told, number, journal, f"round {question.round}/{config.rounds} {doing}"):
         while isinstance(reply, Message) and facts_of(reply).get("behind"):
@@ -142,6 +143,12 @@ def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry])
                 )
             journal.waiting(f"waiting for clients: {len(rolls)} of {expected or '?'}, {left:.0f} s left")
             time.sleep(POLL)
+    for client in behind(list(rolls.values())):
+        node = next(node for node, roll in rolls.items() if roll.client == client)
+        asked = message("query", node, 0, {"run": journal.run, "epoch": furthest(list(rolls.values()))})
+        (reply,) = map(answered, exchange(grid, config.wait, [asked], {node: client}))
+        ledger += [weigh("query", "down", asked), weigh("query", "up", reply)]
+        rolls[node] = roll_of(reply, config)
     pairs = sorted(rolls.items(), key=lambda pair: pair[1].client)
     agree([roll for _, roll in pairs], code_digest())
     for line in remarks([roll for _, roll in pairs]):
@@ -194,7 +201,7 @@ def roll_of(reply: Message, config: Config) -> Roll:
 
 def message(kind: str, node: int, round: int, facts: dict[str, Any], packed: Packed | None = None) -> Message:
     """A message of ``kind`` to ``node``."""
-    known = {"report": "query"}.get(kind, kind)  # the kinds that Flower knows
+    known = {"report": "query", "end": "query"}.get(kind, kind)  # the kinds that Flower knows
     return Message(to_content(facts, packed), dst_node_id=node, message_type=known, group_id=str(round))
 
 

@@ -84,6 +84,14 @@ def orders(strategy: Strategy, config: Config, state: State, round: int, client:
     return replace(recipe, span=((round - 1) / config.rounds, round / config.rounds)), adapter
 
 
+def teller(config: Config, round: int, asked: Sequence[int]) -> int:
+    """Who of the ``asked`` clients tells a blind server the numbers of a round's sum; they take turns, and the first has the last round.
+
+    One alone, whatever list of clients the server makes: numbers of two lists would tell a client's own by their difference.
+    """
+    return asked[(config.rounds - round) % len(asked)]
+
+
 def evaluates(config: Config, round: int) -> bool:
     """Whether the global adapter is evaluated after ``round``; always after the last."""
     return round % config.evaluate_every == 0 or round == config.rounds

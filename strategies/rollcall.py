@@ -6,6 +6,7 @@ secrets: the key's fingerprint is one-way.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -15,6 +16,7 @@ MUST_AGREE = {
     "code": "runs another version of the code",
     "config": "composed another config",
     "key": "holds another key",
+    "seal": "holds another seal key",
     "classes": "has other classes",
     "backbone": "has another backbone",
     "split": "cut the data otherwise",
@@ -30,9 +32,9 @@ class Roll(NamedTuple):
     """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message.
 
     ``rank`` is that of its LoRA factors, None for a method without. ``train`` and ``evaluate`` are numbers of images, None
-    where the server is not to know them; then ``faults`` says that there are such images, and not how many. ``policy`` is the
-    digest of what the node's owner lets in, "" in a simulation. ``kept`` says whether what a client leaves for its owner could
-    be written.
+    where the server is not to know them; then ``faults`` says that there are such images, and not how many. ``signer`` is the
+    node's public key, one OpenSSH line, "" for a node that signs nothing. ``policy`` is the digest of what the node's owner
+    lets in, "" in a simulation. ``kept`` says whether what a client leaves for its owner could be written.
     """
 
     client: int
@@ -45,8 +47,14 @@ class Roll(NamedTuple):
     faults: Mapping[str, int | bool]
     machine: str
     rank: int | None = None
+    signer: str = ""
     policy: str = ""
     kept: bool = True
+
+    @property
+    def epoch(self) -> int:
+        """Of the seal key, as its fingerprint names it; 0 where the run needs none."""
+        return int(self.digests["seal"].partition("-")[0] or 0)
 
 
 def roll_in(facts: Mapping[str, Any]) -> Roll:
@@ -61,6 +69,8 @@ def roll_in(facts: Mapping[str, Any]) -> Roll:
     missing = [name for name in MUST_AGREE if name not in roll.digests]
     if short or missing:
         raise ValueError(f"{', '.join(short or missing)} must be {'a number of things' if short else 'among the digests'}")
+    if not re.fullmatch(r"|[0-9]{1,15}-[0-9a-f]{16}", roll.digests["seal"]):
+        raise ValueError("digests.seal must be a seal key's epoch and fingerprint")
     if set(roll.policy) - set("0123456789abcdef") or len(roll.policy) > 64:
         raise ValueError("policy must be a digest")
     return roll._replace(machine=roll.machine[:200])
@@ -94,23 +104,32 @@ def agree(rolls: Sequence[Roll], own_code: str) -> None:
             if roll.digests[name] != usual:
                 raise RollCallError(
                     f"client {roll.client} {says} ({roll.digests[name]}) than the other clients ({usual}); "
-                    f"give it the same {'key file' if name == 'key' else name} and start again"
+                    f"give it the same {FILES.get(name, name)} and start again"
                 )
 
 
-LASTING = ("key", "backbone", "classes", "split", "start")  # what a run has from its first round to its last
+def seal_key(rolls: Sequence[Roll]) -> str:
+    """The fingerprint of the key that a secure run's masks come from, which all have alike."""
+    return rolls[0].digests["seal"]
+
+
+FILES = {"key": "key file", "seal": "seal key (veilora key share)"}
+LASTING = ("key", "seal", "backbone", "classes", "split", "start")  # what a run has from its first round to its last
 
 
 def federation(rolls: Sequence[Roll]) -> dict[str, Any]:
     """What must be the same of the clients when a run is resumed."""
     clients = {str(roll.client): [roll.train, roll.evaluate, roll.rank] for roll in rolls}
-    return {"clients": len(rolls), **{name: rolls[0].digests[name] for name in LASTING}, "images and ranks": clients}
+    signers = {str(roll.client): roll.signer for roll in rolls if roll.signer}
+    return {"clients": len(rolls), **{name: rolls[0].digests[name] for name in LASTING}, "images and ranks": clients, "signers": signers}
 
 
 def same(kept: Mapping[str, Any], rolls: Sequence[Roll]) -> None:
     """Raise RollCallError, with what differs, unless these are the clients that the run began with."""
     now = federation(rolls)
-    differ = [f"{name} was {kept.get(name)}, now {now[name]}"[:200] for name in now if kept.get(name) != now[name]]
+    if kept.get("seal", "") != now["seal"]:
+        raise RollCallError(f"this run began with the seal key {kept.get('seal', '')}, and the clients' is {now['seal']}: a run has ended since; start it anew")
+    differ = [f"{name} was {kept.get(name)}, now {now[name]}"[:200] for name in now if name != "seal" and kept.get(name) != now[name]]
     if differ:
         raise RollCallError(f"a run is resumed by the federation that it began with, but {'; '.join(differ)}")
 

@@ -26,7 +26,7 @@ class QuorumLost(RunFailed):
 
 
 class Question(NamedTuple):
-    """``kind`` is train, evaluate or report; of each client's messages the next is sent while it answers that it is behind.
+    """``kind`` is train, evaluate, report or end; of each client's messages the next is sent while it answers that it is behind.
 
     ``most`` is how many bytes an answer has, at most; ``need`` how many answers there must be, for which it is worth while to
     wait for clients that are away.

@@ -134,8 +134,8 @@ def test_the_server_refuses_what_it_can_see():
 
 
 def test_a_client_says_what_it_cannot_seal():
-    with pytest.raises(SealError, match="1 to 100 images, and this one has not; raise seal.largest"):
-        seal(KEY, "run", 1, 0, update(0), 101, 0, TERMS[32])
+    with pytest.raises(SealError, match="made of images to be sealed, and this client has none"):
+        seal(KEY, "run", 1, 0, update(0), 0, 0, TERMS[32])
     with pytest.raises(SealError, match="finite"):
         seal(KEY, "run", 1, 0, np.array([np.nan], np.float32), 1, 0, TERMS[32])
     for loss in (float("nan"), float("inf"), -1.0):

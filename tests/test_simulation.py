@@ -24,7 +24,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from clients import local
 from clients.client_app import app as client_app
-from fl import keys
+from fl import keys, seal_key
 from fl.adapter import group, read
 from fl.adapter import load as load_adapter
 from fl.config import ConfigError, load
@@ -52,7 +52,9 @@ def home(tmp_path_factory) -> Path:
 
 def settings(home: Path, out: Path, *more: str) -> str:
     model = "model=vit_tiny model.name=vit_tiny_patch16_224 model.image=32 model.patch=8 model.weights=none +model.embed_dim=32 +model.depth=2 +model.num_heads=2"
-    return " ".join([SMALL, model, f"key={home / 'key'} output={out} state={out / 'state'}", *more])
+    if not (out / "seal.key").expanduser().exists():
+        seal_key.create(out / "seal.key")  # one for each place, since it steps when a run ends
+    return " ".join([SMALL, model, f"key={home / 'key'} seal_key={out / 'seal.key'} output={out} state={out / 'state'}", *more])
 
 
 def by_loop(home: Path, out: Path, *more: str, train: loop.Train = local.train) -> tuple[dict, dict]:
@@ -205,7 +207,7 @@ def test_a_run_leaves_its_record_and_no_secret(home, tmp_path):
     by_flower(home, tmp_path)
     (folder,) = tmp_path.glob("demo-*")
     left = {p.name for p in folder.iterdir()}
-    assert left == {"config.yaml", "environment.json", "rounds.jsonl", "summary.json", "adapter.safetensors", "curve.svg", "preview.png", "split.json", "classes.json", "command.json", "checkpoints"}
+    assert left == {"config.yaml", "environment.json", "rounds.jsonl", "record.jsonl", "summary.json", "adapter.safetensors", "curve.svg", "preview.png", "split.json", "classes.json", "command.json", "checkpoints"}
     assert len((folder / "rounds.jsonl").read_text().splitlines()) == 2
     secret = (home / "key").read_bytes()
     assert not any(secret in p.read_bytes() or secret.hex().encode() in p.read_bytes() for p in folder.rglob("*") if p.is_file())

@@ -48,6 +48,8 @@ def node(folder: Path, engine: Mapping[str, str]) -> Iterator[Finding]:
     yield probes.device(str(own.get("device", "auto")), told)
     yield from _rooms({"state": str(own.get("state-path", "~/veilora/state")), "FLWR_HOME": engine.get("FLWR_HOME", "")})
     yield _try("image key", "carry the one that all share from another node, mode 0600; make one on the first alone", lambda: probes.image_key(str(own.get("key-path", "~/veilora/key"))))
+    if "seal-key-path" in own:
+        yield _try("seal key", "have it shared: veilora key pair, then key take; on the first node alone: veilora keygen --seal", lambda: probes.seal_key(str(own["seal-key-path"])))
     yield _try("data", "set data-path in node.toml", lambda: probes.data(own))
     if "partition-path" in own:
         yield _try("partition", "write it again: veilora partition", lambda: probes.partition(own))
@@ -74,7 +76,7 @@ def coordinator(folder: Path, engine: Mapping[str, str]) -> Iterator[Finding]:
     yield _secret("server.key", folder / "server.key")
     yield _try("key pair", "renew both: veilora deploy renew FOLDER", lambda: probes.belong(folder / "server.key", folder / "server.pem"))
     yield _try("node keys", "copy nodes/*.pub again", lambda: probes.public_keys(folder / "nodes", int(engine.get("VEILORA_NODES", "0"))))
-    strays = [p.name for p in sorted(folder.rglob("*")) if p.name in ("ca.key", "node.key", "key") and p.is_file()]
+    strays = [p.name for p in sorted(folder.rglob("*")) if p.name in ("ca.key", "node.key", "seal.key", "key") and p.is_file()]
     yield Finding("foreign keys", not strays, f"found {', '.join(strays)}" if strays else "none", "take them off this machine" if strays else "")
     if shutil.which("nginx"):
         yield _try("nginx", "mend proxy.conf", lambda: _nginx(folder))

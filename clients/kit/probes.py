@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, requires
@@ -19,6 +20,7 @@ from clients import bundle
 from clients import policy as policies
 from clients.kit import Finding, KitError
 from fl import keys
+from fl import seal_key as seal_keys
 from fl.datasets.own import read
 from fl.provenance import code_sha256
 
@@ -66,6 +68,13 @@ def device(wish: str, told: Mapping[str, Any]) -> Finding:
     if wish.startswith("cuda") and not (number.isdecimal() and int(number) < len(gpus)):
         return Finding("device", False, f"device={wish}, and torch sees {seen or 'no GPU'}", "set device = \"auto\" or mend the driver")
     return Finding("device", True, seen if gpus and wish != "cpu" else "CPU")
+
+
+def seal_key(path: str) -> str:
+    """The epoch and fingerprint of the seal key, which must be able to step. Raises KeyFileError and KitError."""
+    if not os.access(Path(path).expanduser().parent, os.W_OK):
+        raise KitError(f"{path} must be in a folder that this user may write, since the key steps when a run ends")
+    return f"{path}, epoch and fingerprint {seal_keys.read(Path(path)).fingerprint}; compare it with the other nodes'"
 
 
 def image_key(path: str) -> str:

@@ -10,14 +10,14 @@ SOFTWARE = """\
 """
 
 OWNED = """\
-     chown -R root:root @home@ && chmod -R u=rwX,go=rX @home@
+     chown -R root:root @home@ && chmod -R go-w @home@
      chown root:veilora @home@/@secret@ && chmod 0640 @home@/@secret@
      install -d -o veilora -g veilora -m 0700 @var@
 """
 
 COORDINATOR = """\
 The coordinator of a VeiLoRA federation of @nodes@ nodes. Nodes come in at @public@, by TLS, each with a key of its own.
-This folder belongs at @home@. The image key belongs on no coordinator, and neither do ca.key and the nodes' private keys.
+This folder belongs at @home@. The image key and the seal key belong on no coordinator, and neither do ca.key and the nodes' private keys.
 
 """ + SOFTWARE + """
 2. This folder belongs to root, too; the service may read its key, and writes in @var@ alone
@@ -61,6 +61,11 @@ This folder belongs at @home@.
 4. The image key: one file for all nodes, made on one node (@venv@/bin/veilora keygen KEY), carried by hand, never to the coordinator
      install -o veilora -g veilora -m 0400 KEY @key@
    The unit's comments say how systemd keeps it encrypted at rest
+   For secure aggregation the seal key, too, which the service may write, since it steps when a run ends. On one node it is made:
+     sudo -H -u veilora @venv@/bin/veilora keygen --seal @var@/seal.key
+   and shared with each other node, which makes a pair and is sent a file that whoever carries it cannot open or change:
+     sudo -H -u veilora @venv@/bin/veilora key pair                   here, and there: veilora key share SEAL --to HERE.pub --out FILE
+     sudo -H -u veilora @venv@/bin/veilora key take FILE --from THERE.pub --to @var@/seal.key
 5. What is this machine's own: node.toml (data-path or partition-path, weights-path, device). Pictures that are nobody else's:
      @venv@/bin/veilora partition /data/mine --index @index@ --of @nodes@ --own --encrypt key=@key@ data=folder data.root=PICTURES experiment=...
      chown -R root:veilora /data/mine && chmod -R u=rwX,g=rX,o= /data/mine     # a sub-folder for each class of all nodes, one without

@@ -36,9 +36,11 @@ NODE_TOML = """\
 # What is this machine's own: the ClientApp's node config. It comes before the run's config. Paths are absolute; no run may set one.
 partition-id = @index@
 num-partitions = @nodes@
-key-path = "@key@"
+key-path = "@key@"                  # may be a credential: /run/credentials/<unit>/image.key
+seal-key-path = "@var@/seal.key"    # in a folder that the service may write, for it steps when a run ends
 state-path = "@var@/state"
 output-path = "@var@/runs"          # what a run leaves here for this machine's owner
+node-key-path = "@home@/node.key"   # with it this node signs the record of a run
 device = "@device@"
 @data@
 # partition-path = "/data/mine"      # in data-path's place: this client's pictures alone, as `veilora partition` wrote them

@@ -45,7 +45,7 @@ def ours(fault: Fault | None, clients: int) -> tuple[str, Arrays | None]:
     def query(message: Message, context: Context) -> Message:
         if facts_of(message).get("start"):
             return Message(to_content({}, pack(start, WHOLE)), reply_to=message)
-        same = dict.fromkeys(("config", "key", "backbone", "classes", "split"), "same") | {"code": code_digest(), "start": digest(start)}
+        same = dict.fromkeys(("config", "key", "backbone", "classes", "split"), "same") | {"seal": "", "code": code_digest(), "start": digest(start)}
         roll = {"client": context.node_config["partition-id"], "of": clients, "digests": same, "train": EXAMPLES, "evaluate": 10}
         return Message(to_content(roll | {"trained": 38, "full_bytes": 10**6, "faults": {}, "machine": "none", "rank": 4}), reply_to=message)
 

@@ -39,6 +39,7 @@ import numpy as np
 import torch
 
 from clients import local
+from fl import seal_key
 from fl.adapter import PATCH_EMBED, Adapter, flat, mean
 from fl.config import Config, ConfigError, build, load
 from fl.datasets.images import resize
@@ -65,7 +66,8 @@ def seen(config: Config) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.nd
     if PATCH_EMBED not in update:
         raise ConfigError("the key is sought in the patch embedding, which this method does not send; choose method=lora_patch")
     count, terms = len(array(update)), Terms(bits=32, most=len(clear), largest=max(images for _, images in clear))
-    sealed = [seal(client.key, "audit", 1, k, array(u), images, 0.0, terms) for k, (u, images) in enumerate(clear)]
+    hides = seal_key.fresh()
+    sealed = [seal(hides, "audit", 1, k, array(u), images, 0.0, terms) for k, (u, images) in enumerate(clear)]
     total = add(sealed, count, terms.bits)
 
     def words(payload: np.ndarray) -> np.ndarray:
@@ -78,7 +80,7 @@ def seen(config: Config) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.nd
         "sealed float32": [np.nan_to_num(s.payload[: 4 * count].view("<f4"), posinf=0, neginf=0) for s in sealed],
         "sealed words": [words(s.payload) for s in sealed],
         "sealed sum": [words(total.payload)],
-        "opened sum": [open_total(client.key, "audit", 1, total, count, terms).mean],
+        "opened sum": [open_total(hides, "audit", 1, total, count, terms).mean],
     }
     start, end, (width, *_) = places(flat(update).layout)[PATCH_EMBED]  # the layout is public
     block = config.model["patch"]

@@ -17,11 +17,12 @@ import sys
 import click
 import typer
 
-from simulations.veilora import audits, machines, models, owners, runs
+from simulations.veilora import audits, keyring, machines, models, owners, runs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Federated LoRA on encrypted pictures.")
-for room in (machines, runs, models):
+for room in (keyring, machines, runs, models):
     app.registered_commands += room.app.registered_commands
+app.add_typer(keyring.between, name="key")
 app.add_typer(machines.deployments, name="deploy")
 app.add_typer(owners.policies, name="policy")
 app.add_typer(owners.releases, name="release")

@@ -1,4 +1,4 @@
-"""What a machine needs to take part: the key, its files, its pictures, a look before the start."""
+"""What a machine needs to take part: its files, its pictures, a look before the start."""
 
 from __future__ import annotations
 
@@ -13,17 +13,6 @@ from simulations.veilora.answers import PASSED, As, Format, answer
 app = typer.Typer()
 deployments = typer.Typer(no_args_is_help=True, help="The files of a deployment.")
 nodes = typer.Typer(no_args_is_help=True, help="What a node makes for itself.")
-
-
-@app.command()
-def keygen(path: Annotated[Path, typer.Argument(help="the new file; its folder is made")], format: As = Format.text) -> None:
-    """Make the image key that all clients share and no server has."""
-    from fl import keys
-
-    key = keys.create(path)
-    place = path.expanduser()
-    says = f"{place}: fingerprint {key.fingerprint}. Give it to every client, never to the server."
-    answer(format, {"path": str(place), "fingerprint": key.fingerprint}, says)
 
 
 @app.command()

@@ -1,0 +1,33 @@
+"""The epochs of the clients' seal keys: all of one before round 1, and one further on when the run has ended.
+
+The server sees an epoch's number and a fingerprint. It has no key, and asks only for steps that cannot be taken back.
+"""
+
+from __future__ import annotations
+
+from typing import Generator, Iterable, Sequence
+
+from fl.journal import Journal
+from fl.wire.flat import pack
+from fl.wire.octets import octets
+from strategies.rollcall import Roll
+from strategies.talk import Answer, Question
+
+
+def furthest(rolls: Sequence[Roll]) -> int:
+    """The epoch at which the clients' seal keys are to stand."""
+    return max(roll.epoch for roll in rolls)
+
+
+def behind(rolls: Sequence[Roll]) -> list[int]:
+    """The clients whose seal keys have not come so far: they were away when a run ended."""
+    return [roll.client for roll in rolls if roll.epoch < furthest(rolls)]
+
+
+def end(journal: Journal, rolls: Sequence[Roll]) -> Generator[Question, Iterable[Answer], None]:
+    """Let every client's seal key step. Who does not answer will at the next run's roll call."""
+    facts = {"run": journal.run, "epoch": furthest(rolls) + 1, "end": True}
+    messages = {roll.client: iter([(pack({}, octets()), facts)]) for roll in rolls}
+    for told in (yield Question("end", journal.config.rounds, messages)):
+        if told.refused:
+            journal.say(f"client {told.client}: its seal key has not stepped to epoch {facts['epoch']} ({told.refused.code}); it will when the next run begins")

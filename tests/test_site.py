@@ -377,7 +377,8 @@ def test_the_supernode_takes_the_words_of_a_run_and_opens_no_bundle():
     assert loop.get_fused_config_from_fab(b"", SimpleNamespace(override_config={})) == {"overrides": ""}
 
 
-def test_a_run_that_one_site_refuses_ends_at_the_roll_call_by_that_one_line(home, tmp_path):
+def test_a_run_that_one_site_refuses_ends_at_the_roll_call_by_that_one_line(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the server leaves the record, since no words may say where
     (tmp_path / "open.toml").write_text(policy_file.text(secure=False))
     (tmp_path / "small.toml").write_text(policy_file.text(secure=False).replace("max = 500", "max = 1"))
     words = placeless(home, "clients=3 rounds=2")
@@ -392,3 +393,23 @@ def test_a_run_that_one_site_refuses_ends_at_the_roll_call_by_that_one_line(home
             inprocess.run(server_app.app, app, 3, words, {i: own for i in range(3)})
     finally:
         policy.in_force.set("")
+
+
+def test_a_site_that_closes_its_door_in_the_middle_leaves_the_others_their_run(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the server leaves the record, since no words may say where
+    (tmp_path / "policy.toml").write_text(policy_file.text(secure=False))
+    words = placeless(home, "clients=3 rounds=2 quorum=0.6 evaluate_every=2 diagnostics=0")
+    own = {"key-path": str(home / "key"), "state-path": str(tmp_path / "state"), "output-path": str(tmp_path / "runs")}
+    trained = []
+
+    def app(message, context):
+        index = context.node_config["partition-id"]
+        trained.append(index) if message.metadata.message_type == "train" else None
+        return site.guarded(HONEST, tmp_path / "none.toml" if index == 2 and trained.count(2) > 1 else tmp_path / "policy.toml")(message=message, context=context)
+
+    try:
+        inprocess.run(server_app.app, app, 3, words, {i: own for i in range(3)})
+    finally:
+        policy.in_force.set("")
+    said = capsys.readouterr().out
+    assert "client 2" in said and "policy: run.secure_aggregation" in said and trained.count(0) == trained.count(1) == 2

@@ -19,7 +19,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, carried, epochs, failure, gate, link, local, policy, witness
+from clients import blind, carried, epochs, expected, failure, gate, link, local, policy, witness
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.keepsakes import keepsakes
 from fl.adapter import Adapter
@@ -114,8 +114,9 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     if client.config.blind:
         gate.mark(facts, client.config), gate.span(facts, client.config)
         return blind.train(client, facts, received_in(client, message))
-    mark, recipe, (safe, counted) = gate.mark(facts, client.config), gate.recipe_of(facts, client.config), gate.past(facts)
+    mark, (safe, counted) = gate.mark(facts, client.config), gate.past(facts)
     run, round, drawer = mark["run"], mark["round"], client.drawer(mark["run"])
+    recipe = expected.order(client, facts, round)
     drawer.tidy(safe)
     drawer.rewind(counted, PERSONAL, CONTROL, link.LOST)
     carried.present(drawer, recipe, counted)
@@ -145,8 +146,10 @@ def received_in(client: local.Client, message: Message) -> Packed:
 def arrived(client: local.Client, message: Message, kind: str) -> Adapter:
     """The adapter in ``message``, judged before it is decoded and after, the model standing on the base that it means."""
     facts = facts_of(message)
-    run, wire, start = str(facts["run"]), coding(client.config), client.bench.start
+    run, round, wire, start = str(facts["run"]), int(facts["round"]), coding(client.config), client.bench.start
     packed = received_in(client, message)
-    gate.fitting(packed.shapes(), start)
-    received = link.arrived(client.drawer(run), wire, packed, facts.get("link"), start, kind, int(facts["round"]))
-    return local.settle(client, gate.finite(received), run, facts.get("base"))
+    expected.shaped(client, packed.shapes(), kind, round)
+    received = gate.finite(link.arrived(client.drawer(run), wire, packed, facts.get("link"), start, kind, round))
+    if kind == "train" and round == 1:
+        expected.begun(client, received)
+    return local.settle(client, received, run, facts.get("base"))

@@ -76,6 +76,7 @@ def roll_in(facts: Mapping[str, Any]) -> Roll:
     return roll._replace(machine=roll.machine[:200])
 
 
+FEW = 100  # images, below which one clear update tells almost surely whether an image was among them (simulations/results/leakage)
 CHECKED = TypeAdapter(Roll)
 
 
@@ -140,7 +141,12 @@ def remarks(rolls: Sequence[Roll]) -> list[str]:
     lines = ["clients work with " + ", ".join(f"{machine} ({n})" for machine, n in sorted(machines.items()))]
     lines += [f"policy {policy} is in force at {n} of {len(rolls)} clients" for policy, n in sorted(policies(rolls).items())]
     lines += [f"client {roll.client} could not write its preview and class list; its log says why" for roll in rolls if not roll.kept]
-    return lines + [f"data: {'some' if count is True else count} images {name}" for name, count in faults(rolls).items()]
+    lines += [f"data: {'some' if count is True else count} images {name}" for name, count in faults(rolls).items()]
+    few = [str(roll.client) for roll in rolls if roll.train is not None and roll.train < FEW]
+    if few:
+        whose = f"{len(few)} clients" if len(few) > 10 else f"client{'s' * (len(few) > 1)} {', '.join(few)}"
+        lines.append(f"privacy: {whose} of fewer than {FEW} images each: in clear the server can tell which images they trained on; set blind=true")
+    return lines
 
 
 def policies(rolls: Sequence[Roll]) -> dict[str, int]:

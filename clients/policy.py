@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from fl import overrides
 from fl.config import CONF, Config, ConfigError, load
 
-PLACES = ("key", "seal_key", "state", "output", "own", "nodes", "data.root", "model.weights")
+PLACES = ("key", "seal_key", "node_key", "state", "output", "own", "nodes", "data.root", "model.weights")
 """Settings that are a machine's own: no policy lets a coordinator set them."""
 ALLOWED = (
     "name", "seed", "rounds", "clients", "fraction", "evaluate_every", "evaluate_on", "validation", "personal", "diagnostics",
@@ -185,8 +185,8 @@ def _verdicts(policy: Policy, config: Config) -> Iterator[tuple[str, bool, str]]
     """Each rule's name, whether it holds, and what the run has."""
     run, recipe, tell, own = policy.run, config.recipe, config.tell, load("")
     steepest = max(recipe.lr.values(), default=0.0)
-    for place in ("key", "seal_key", "state", "output", "own", "nodes"):
-        yield "overrides.places", getattr(config, place, None) == getattr(own, place, None), f"another {place}"
+    for place in (place for place in PLACES if "." not in place):
+        yield "overrides.places", getattr(config, place) == getattr(own, place), f"another {place}"
     yield "overrides.places", config.data.get("root") in _written("data", "root"), "another data.root"
     yield "overrides.places", config.model.get("weights") in (*_written("model", "weights"), "none"), "another model.weights"
     yield "overrides.places", not set(":/\\") & set(str(config.model.get("name", ""))), "a model.name that is a place"

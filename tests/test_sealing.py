@@ -89,6 +89,12 @@ def test_a_number_that_is_p_too_large_carries_the_tag_and_is_out_of_its_range(mo
     assert found == [sum(SIZES), sum(SIZES) + PRIME]
 
 
+def test_the_tags_of_a_crowd_are_added_in_the_field():
+    """Forty numbers below p are beyond 2^64 together."""
+    crowd = TERMS._replace(most=40)
+    assert opens(KEY, total(sizes=(7,) * 40, terms=crowd), terms=crowd).images == 280
+
+
 def test_no_number_of_a_tail_can_reach_p():
     assert ROOM * WORST * LOSS < PRIME and ROOM * 2**20 < PRIME
     wide = Terms(most=ROOM, largest=2)
@@ -253,6 +259,10 @@ def test_told_accuracies_leave_hundreds_of_counts_where_six_digits_left_few():
 
 def round_(value: float, digits: int) -> float:
     return round(value, digits)
+
+
+def test_the_share_of_clipped_values_has_three_digits_and_not_sixteen():
+    assert tell.trained(Tell(loss=2, accuracy=3), 0.6789, 12345 / 2237214) == {"train_loss": 0.68, "clipped": 0.006}
 
 
 @pytest.mark.parametrize("images, accuracy", [(999, 0.12), (1000, 0.123)])

@@ -1,8 +1,8 @@
 """What a client tells a blind server of a sum that it opened: few decimals, of enough clients, of one list a round.
 
 Exact numbers are fractions whose denominator is a count of images, and sums of two lists of clients differ by a client's
-own numbers. So a number is rounded until many counts could have given it; the first of a sum's list alone tells; and what
-it told of one list it never tells of another.
+own numbers. So a number is rounded until many counts could have given it; of the clients that were asked one alone tells
+in each round (`strategies.plan.teller`); and what it told of one list it never tells of another.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ LEAST = 3           # clients in a sum of which numbers are told, at least
 FEW, COARSE = 1000, 2   # images below which a share has so many decimals
 
 
-def may(notes: Notes, client: int, kind: Literal["train", "evaluate"], round: int, members: Sequence[int], need: int) -> bool:
-    """Whether ``client`` tells the numbers of a sum of ``members``, of whom there must be LEAST and ``need``."""
+def may(notes: Notes, kind: Literal["train", "evaluate"], round: int, members: Sequence[int], need: int) -> bool:
+    """Whether the client whose turn it is tells the numbers of a sum of ``members``, of whom there must be LEAST and ``need``."""
     names = ",".join(map(str, members))
-    enough = len(members) >= max(LEAST, need) and client == min(members)
-    return enough and notes.first(f"told {kind} {round}", names) == names
+    return len(members) >= max(LEAST, need) and notes.first(f"told {kind} {round}", names) == names
 
 
 def trained(tell: Tell, loss: float, clipped: float) -> dict[str, float]:

@@ -25,6 +25,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from clients.tell import LEAST
 from fl.config import Config, ConfigError, load
 from fl.journal import Journal, run_name
 from fl.provenance import environment
@@ -112,7 +113,9 @@ def check(wanted: Sequence[Cell]) -> None:
     for cell in wanted:
         new = {identity({k: v for k, v in cell.items() if k != "seed"}), f"seed={cell.get('seed')}"} - seen
         if new:
-            load(shlex.join(f"{k}={v}" for k, v in cell.items()))
+            config = load(shlex.join(f"{k}={v}" for k, v in cell.items()))
+            if config.blind and (config.clients or 2) < LEAST:
+                raise ConfigError(f"a cell of a grid needs an accuracy, and blind clients tell none of fewer than {LEAST}; raise clients, or set blind=false")
         seen |= new
 
 

@@ -1,10 +1,10 @@
 """Blind aggregation as the server does it: it adds words that it cannot read, and sends the sums to those who can.
 
 Each client opens the sum, takes the strategy's step itself (`clients.blind`) and trains from there; so nothing goes down
-before round 2, and then one sum for each round that a client has not seen. One client of the round, the first, reports: it
-opens the sum first and tells the server the mean training loss and, once all have been evaluated, the accuracy over all of
-them, rounded: what the server ever learns of the model. Of too few clients, or from another than the first, it learns none.
-A sum that does not open is dropped, and the round is tried again.
+before round 2, and then one sum for each round that a client has not seen. One client of the round reports: it opens the sum
+first and, if it is its turn, tells the server the mean training loss and, once all have been evaluated, the accuracy over
+all of them, rounded and of enough clients: what the server ever learns of the model. A sum that does not open is dropped,
+and the round is tried again.
 
 For who was away the server keeps the state that the reporting client locks, and the sums since: useless without the key,
 complete with it. The whole federation stands here, without a word on how messages travel: `federate` asks, and whoever
@@ -33,9 +33,9 @@ from strategies.checkpoint import Checkpoints
 from strategies.gate import SLACK, Refused
 from strategies.history import totals
 from strategies.memory import OCTETS, Memory
-from strategies.plan import cohort, evaluates, may_be_blind, one_rank
+from strategies.plan import cohort, evaluates, fewest, may_be_blind, one_rank, teller
 from strategies.plan import enough as enough_for
-from strategies.report import figures, report, state_of, trusted
+from strategies.report import figures, ordered, report, state_of, trusted
 from strategies.rollcall import Roll, federation, same, seal_key, summary
 from strategies.talk import Answer, Facts, Question, Talk, again, enough, lines, say
 from strategies.witness import Witnesses, signers
@@ -113,7 +113,7 @@ def _train(run: Run, round: int) -> Heard:
     config, memory, refused = run.config, run.memory, []
     members = cohort(config, round, len(run.rolls))
     recipe, given = run.strategy.ask(run.first, round, ClientInfo(members[0], 0, 0, run.rolls[members[0]].rank))
-    size, need = count(recipe.sent(given)), enough(config, len(members), max(run.strategy.fewest, config.seal.members))
+    size, need = count(recipe.sent(given)), enough(config, len(members), fewest(run.strategy, config, len(members)))
     away, accused = config.fraction < 1 or round % OFTEN == 0, Counter[int]()
     for attempt in range(config.retries + 1):
         asked = trusted(members, accused, need)
@@ -123,7 +123,7 @@ def _train(run: Run, round: int) -> Heard:
         got = len(total.members) if total else 0
         if got >= need:
             memory.add(round, total)
-            inside = [c for c, _ in total.members]
+            inside = ordered(total, teller(config, round, members))
             wish = {"round": round, "state": away}
             told = yield from report(round, inside, lambda c: memory.messages(c, round, wish), out, TRAINED, away, accused)
             if told:
@@ -149,7 +149,7 @@ def _evaluate(run: Run, round: int) -> Heard:
         scores, out = gather((yield Question("evaluate", round, messages, sealed.size(SCORE, 32) + SLACK, need)), SCORE, 32)
         got = len(scores.members) if scores else 0
         if got >= need:
-            wish, inside = {**ask, "last": round == config.rounds}, [c for c, _ in scores.members]
+            wish, inside = {**ask, "last": round == config.rounds}, ordered(scores, teller(config, round, range(len(run.rolls))))
             told = yield from report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out, EVALUATED)
             if told:
                 refused += out

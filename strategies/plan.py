@@ -36,6 +36,11 @@ def enough(strategy: Strategy, config: Config, clients: int) -> None:
         )
 
 
+def fewest(strategy: Strategy, config: Config, asked: int) -> int:
+    """Messages that a secure sum must hold of ``asked`` clients: more than half, so that no two histories can both go on."""
+    return max(strategy.fewest, config.seal.members, asked // 2 + 1)
+
+
 def one_rank(strategy: Strategy, config: Config, clients: Iterable[ClientInfo]) -> None:
     """Raise ConfigError, before anybody trains, when ranks differ and ``strategy`` gives one to all, or when one cannot be."""
     largest = config.method.get("rank")
@@ -82,6 +87,14 @@ def orders(strategy: Strategy, config: Config, state: State, round: int, client:
     """What ``strategy`` asks of ``client``, with the recipe's place in the whole run filled in."""
     recipe, adapter = strategy.ask(state, round, client)
     return replace(recipe, span=((round - 1) / config.rounds, round / config.rounds)), adapter
+
+
+def teller(config: Config, round: int, asked: Sequence[int]) -> int:
+    """Who of the ``asked`` clients tells a blind server the numbers of a round's sum; they take turns, and the first has the last round.
+
+    One alone, whatever list of clients the server makes: numbers of two lists would tell a client's own by their difference.
+    """
+    return asked[(config.rounds - round) % len(asked)]
 
 
 def evaluates(config: Config, round: int) -> bool:

@@ -40,7 +40,7 @@ KINDS = {
     "personal": "recipe.keep=[head] codec=int4",
     "seldom": "recipe.keep=[head] codec=int4 checkpoint.every=2",
     "ranks": "strategy=flexlora +nodes.1.rank=2 codec=int4",
-    "blind": "blind=true seal.largest=200 strategy=fedavgm fraction=0.6 seal.bits=16",
+    "blind": "blind=true seal.largest=200 strategy=fedavgm fraction=0.6 seal.bits=16 seal.members=2",
 }
 
 

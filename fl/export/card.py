@@ -125,7 +125,7 @@ def told_key(restored: Restored) -> bool:
 def accuracy(restored: Restored) -> str:
     """The accuracy and on what it was measured."""
     summary = restored.summary
-    if "accuracy" not in summary:
+    if summary.get("accuracy") is None:
         return "unknown"
     number = f"{summary['examples']} " if summary.get("examples") else ""
     shards = "encrypted shards" if restored.reading.ciphered else "shards"

@@ -194,9 +194,10 @@ def test_a_group_that_does_not_move_goes_through_narrow_words(home, tmp_path):
     assert by_loop(home, tmp_path, BLIND, "seal.bits=12 recipe.lr.patch_embed=0")[0]["rounds"] == 2
 
 
-@pytest.mark.parametrize("of, gone", first(2, [(5, [0]), (3, [0]), (5, [1, 2]), (3, [2])]))
-def test_whoever_fails_after_sealing_costs_nothing(home, tmp_path, monkeypatch, of, gone):
+@pytest.mark.parametrize("some", first(2, [(5, [0]), (3, [0]), (5, [1, 2]), (3, [2])]))
+def test_whoever_fails_after_sealing_costs_nothing(home, tmp_path, monkeypatch, some):
     """The sum of the rest opens to the mean of the rest; of two clients alone its numbers are not told."""
+    of, gone = some
     spoiling(monkeypatch, lambda answers: [a for a in answers if a.client not in gone])
     by_loop(home, tmp_path, BLIND, PAIR, f"clients={of} rounds=3 quorum=0.3")
     assert "refused" not in rows(tmp_path)[1] and np.isfinite(rows(tmp_path)[2]["loss"])

@@ -89,6 +89,12 @@ def test_a_number_that_is_p_too_large_carries_the_tag_and_is_out_of_its_range(mo
     assert found == [sum(SIZES), sum(SIZES) + PRIME]
 
 
+def test_the_tags_of_a_crowd_are_added_in_the_field():
+    """Forty numbers below p are beyond 2^64 together."""
+    crowd = TERMS._replace(most=40)
+    assert opens(KEY, total(sizes=(7,) * 40, terms=crowd), terms=crowd).images == 280
+
+
 def test_no_number_of_a_tail_can_reach_p():
     assert ROOM * WORST * LOSS < PRIME and ROOM * 2**20 < PRIME
     wide = Terms(most=ROOM, largest=2)

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from clients import local, tell, witness
 from clients.carried import CONTROL, Behind
-from clients.echo import Strangers, sounding
+from clients.echo import Strangers, sounding, walk
 from clients.keepsakes import final
 from clients.notes import Notes
-from clients.standing import Standing, keep, locked, octets_of, opening, recalled, start
+from clients.standing import STEP, Standing, keep, locked, octets_of, opening, recalled, start
 from clients.units import flat, measured, shaped, units
 from fl import adapter as adapters
 from fl.adapter import Adapter, count
@@ -35,7 +35,7 @@ from fl.wire.masks import SealError, Terms, seal
 from fl.wire.octets import octets
 from fl.wire.sealed import Sealed, Total, total_of
 from strategies import ClientInfo, Strategy, Update
-from strategies.plan import cohort, orders, teller
+from strategies.plan import cohort, fewest, orders, teller
 from strategies.talk import enough
 
 OCTETS = octets()
@@ -150,6 +150,7 @@ def stand(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Sta
         standing = follow(client, run, standing, total_of(f"{round:05}", came))
         if client.index not in standing.members:
             drawer.forget(CONTROL, round)  # a share that is in no sum has not been given: the next one holds it
+    walk(client, run, standing.path)
     if upto > since or "sealed.state" in came:
         keep(client, run, standing)
     return standing
@@ -168,7 +169,7 @@ def follow(client: local.Client, run: str, standing: Standing, total: Total) -> 
     step = shaped(opened.mean, like, unit)
     told = [opened.loss, opened.clipped / max(1, count(like)) / len(clients)]
     state, scale = strategy.apply(standing.state, round, [Update(0, step, opened.images, {})]), {**standing.scale, **measured(step)}
-    return Standing(round, state, scale, torch.tensor(told, dtype=torch.float64), torch.tensor(clients), standing.after(total))
+    return Standing(round, state, scale, torch.tensor(told, dtype=torch.float64), torch.tensor(clients), *standing.after(total))
 
 
 @lru_cache(maxsize=8)
@@ -181,7 +182,7 @@ def beginning(client: local.Client, run: str) -> Standing:
     """Where all clients stand before round 1 of ``run``."""
     state = strategy_of(client.config).init(client.bench.start)
     scale = {g: torch.tensor(0.0) for g in (*adapters.GROUPS, *adapters.RIDERS)}
-    return Standing(0, state, scale, torch.zeros(2, dtype=torch.float64), torch.zeros(0, dtype=torch.int64), octets_of(start(client, run)))
+    return Standing(0, state, scale, torch.zeros(2, dtype=torch.float64), torch.zeros(0, dtype=torch.int64), octets_of(start(client, run)), torch.zeros((0, STEP), dtype=torch.uint8))
 
 
 def info(client: local.Client) -> ClientInfo:
@@ -193,8 +194,7 @@ def terms(client: local.Client) -> Terms:
     """What all clients agree on for updates."""
     agreed = client.config.seal
     most = len(cohort(client.config, 1, client.of))
-    least = enough(client.config, most, max(strategy_of(client.config).fewest, agreed.members))  # so that there are no two histories
-    return Terms(agreed.bits, most, agreed.largest, agreed.clip, least)
+    return Terms(agreed.bits, most, agreed.largest, agreed.clip, fewest(strategy_of(client.config), client.config, most))
 
 
 def scores(client: local.Client) -> Terms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Mapping, Sequence
 
 from clients.state import Drawer, StateError
 from fl import durable
@@ -39,6 +40,14 @@ class Notes:
         times = int(notes.get(name, 0)) + 1
         self._write(notes | {name: times})
         return times
+
+    def listed(self, name: str) -> list[str]:
+        """What `put` has put under ``name``."""
+        return str(self._read().get(name, "")).split()
+
+    def put(self, words: Mapping[str, Sequence[str]]) -> None:
+        """Put lists of words in the place of those of the same names."""
+        self._write(self._read() | {name: " ".join(one) for name, one in words.items()})
 
     def _read(self) -> dict[str, str | int]:
         path = self.drawer.folder / FILE

@@ -24,6 +24,7 @@ from fl.wire.masks import Opened, SealError, Terms, open_total
 from fl.wire.sealed import Total
 
 FILE = "standing"
+STEP = 16     # bytes of a transcript in a path
 REFUSALS = 3  # sums of one round that did not open, after which a client takes no further part
 log = logging.getLogger("veilora.client")
 
@@ -31,7 +32,7 @@ log = logging.getLogger("veilora.client")
 class Standing(NamedTuple):
     """After which round a client stands; the strategy's state; by group the root mean square of the last step; what the last
     sum told, the mean training loss and the share of values that were clipped, float64 (2,), and who was in it, int64 (m,);
-    the transcript, uint8 (32,).
+    the transcript, uint8 (32,); and the beginnings of all transcripts after round 0, uint8 (round, 16).
     """
 
     round: int
@@ -40,14 +41,16 @@ class Standing(NamedTuple):
     told: Tensor
     members: Tensor
     transcript: Tensor
+    path: Tensor
 
     def bound(self, kind: str) -> str:
         """What a message of this ``kind`` is bound to that is sealed, or opened, where the client stands."""
         return transcript.bound(self.transcript.numpy().tobytes(), kind)
 
-    def after(self, total: Total) -> Tensor:
-        """The transcript once ``total``, the sum of the next round, is taken."""
-        return octets_of(transcript.follow(self.transcript.numpy().tobytes(), self.round + 1, total))
+    def after(self, total: Total) -> tuple[Tensor, Tensor]:
+        """The transcript and the path once ``total``, the sum of the next round, is taken."""
+        after = octets_of(transcript.follow(self.transcript.numpy().tobytes(), self.round + 1, total))
+        return after, torch.cat([self.path, after[None, :STEP]])
 
 
 def start(client: Client, run: str) -> bytes:

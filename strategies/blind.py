@@ -32,9 +32,9 @@ from strategies.checkpoint import Checkpoints
 from strategies.gate import SLACK, Refused
 from strategies.history import totals
 from strategies.memory import OCTETS, Memory
-from strategies.plan import cohort, evaluates, may_be_blind, one_rank, teller
+from strategies.plan import cohort, evaluates, fewest, may_be_blind, one_rank, teller
 from strategies.plan import enough as enough_for
-from strategies.report import figures, report, state_of, trusted
+from strategies.report import figures, ordered, report, state_of, trusted
 from strategies.rollcall import Roll, federation, same, seal_key, summary
 from strategies.talk import Answer, Facts, Question, Talk, again, enough, lines, say
 from strategies.witness import Witnesses, signers
@@ -114,7 +114,7 @@ def _train(run: Run, round: int) -> Heard:
     config, memory, refused = run.config, run.memory, []
     members = cohort(config, round, len(run.rolls))
     recipe, given = run.strategy.ask(run.first, round, ClientInfo(members[0], 0, 0, run.rolls[members[0]].rank))
-    size, need = count(recipe.sent(given)), enough(config, len(members), max(run.strategy.fewest, config.seal.members))
+    size, need = count(recipe.sent(given)), enough(config, len(members), fewest(run.strategy, config, len(members)))
     away, accused = config.fraction < 1 or round % OFTEN == 0, Counter[int]()
     for attempt in range(config.retries + 1):
         asked = trusted(members, accused, need)
@@ -203,8 +203,3 @@ def scored_by(memory: Memory, client: int, round: int, scores: Total, facts: Fac
     """What the reporting client needs to open the ``scores``: it stands after ``round`` already, having been evaluated."""
     for packed, told in memory.messages(client, round, facts):
         yield pack({**unpack(packed, OCTETS), **sealed.named("scores", scores)}, OCTETS), told
-
-
-def ordered(total: Total, first: int) -> list[int]:
-    """Whom to ask of ``total``, one after another: the one who tells its numbers ``first``, if it is in it."""
-    return sorted((client for client, _ in total.members), key=lambda client: (client != first, client))

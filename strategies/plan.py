@@ -36,6 +36,11 @@ def enough(strategy: Strategy, config: Config, clients: int) -> None:
         )
 
 
+def fewest(strategy: Strategy, config: Config, asked: int) -> int:
+    """Messages that a secure sum must hold of ``asked`` clients: more than half, so that no two histories can both go on."""
+    return max(strategy.fewest, config.seal.members, asked // 2 + 1)
+
+
 def one_rank(strategy: Strategy, config: Config, clients: Iterable[ClientInfo]) -> None:
     """Raise ConfigError, before anybody trains, when ranks differ and ``strategy`` gives one to all, or when one cannot be."""
     largest = config.method.get("rank")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fl.wire.flat import Packed, WireError, unpack
 from fl.wire.octets import octets
+from fl.wire.sealed import Total
 from strategies.gate import Refused
 from strategies.talk import Answer, Facts, Question
 
@@ -45,6 +46,11 @@ def report(
             if closed == 3 or closed == 2 and (not accused or max(accused.values()) > 1):
                 return None
     return None
+
+
+def ordered(total: Total, first: int) -> list[int]:
+    """Whom to ask of ``total``, one after another: the one who tells its numbers ``first``, if it is in it."""
+    return sorted((client for client, _ in total.members), key=lambda client: (client != first, client))
 
 
 def trusted(members: Sequence[int], accused: Mapping[int, int], need: int) -> list[int]:

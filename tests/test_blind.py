@@ -194,13 +194,21 @@ def test_a_group_that_does_not_move_goes_through_narrow_words(home, tmp_path):
     assert by_loop(home, tmp_path, BLIND, "seal.bits=12 recipe.lr.patch_embed=0")[0]["rounds"] == 2
 
 
-@pytest.mark.parametrize("gone", first(2, [[0], [0, 1, 2], [1, 2], [0, 2]]))
-def test_whoever_fails_after_sealing_costs_nothing(home, tmp_path, monkeypatch, gone):
+@pytest.mark.parametrize("some", first(2, [(5, [0]), (3, [0]), (5, [1, 2]), (5, [0, 2])]))
+def test_whoever_fails_after_sealing_costs_nothing(home, tmp_path, monkeypatch, some):
     """The sum of the rest opens to the mean of the rest; its numbers are told of three clients, by the one whose turn it is."""
+    of, gone = some
     spoiling(monkeypatch, lambda answers: [a for a in answers if a.client not in gone])
-    by_loop(home, tmp_path, BLIND, PAIR, "clients=5 rounds=3 quorum=0.3")
+    by_loop(home, tmp_path, BLIND, PAIR, f"clients={of} rounds=3 quorum=0.3")
     assert "refused" not in rows(tmp_path)[1] and np.isfinite(rows(tmp_path)[2]["loss"])
-    assert ("train_loss" in rows(tmp_path)[1]) == (len(gone) < 3 and 1 not in gone)  # in round 2 of 3 it is client 1's turn to tell
+    assert ("train_loss" in rows(tmp_path)[1]) == (of - len(gone) > 2 and 1 not in gone)  # in round 2 it is client 1's turn to tell
+
+
+def test_half_of_a_rounds_clients_are_too_few_whatever_the_quorum(home, tmp_path, monkeypatch):
+    """Or a server could show two halves two histories (`clients.echo`)."""
+    spoiling(monkeypatch, lambda answers: [a for a in answers if a.client < 2])
+    with pytest.raises(QuorumLost, match="round 2 needs updates of 3 of 4 clients, got 2"):
+        by_loop(home, tmp_path, BLIND, PAIR, "clients=4 rounds=3 quorum=0.3")
 
 
 @pytest.mark.parametrize("lost", [lambda a: a[1:], lambda a: [flipped(a[0]), *a[1:]]], ids=["a message", "a round"])

@@ -146,12 +146,14 @@ def stand(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Sta
 def follow(client: local.Client, run: str, standing: Standing, total: Total) -> Standing:
     """Open the sum of the next round and take the strategy's step. Raises SealError."""
     config, strategy, round = client.config, strategy_of(client.config), standing.round + 1
+    clients = [client for client, _ in total.members]
+    if strangers := sorted(set(clients) - set(cohort(config, round, client.of))):
+        raise SealError(f"the sum of round {round} must be of that round's cohort, got {strangers}, too")
     recipe, given = strategy.ask(standing.state, round, info(client))
     like = recipe.sent(given)
     opened = opening(client, run, standing.bound("train"), round, total, count(like), terms(client))
     unit = units(standing.scale, recipe, config.seal.bits, opened.images / config.seal.largest)
     step = shaped(opened.mean, like, unit)
-    clients = [client for client, _ in total.members]
     told = [opened.loss, opened.clipped / max(1, count(like)) / len(clients)]
     state, scale = strategy.apply(standing.state, round, [Update(0, step, opened.images, {})]), {**standing.scale, **measured(step)}
     return Standing(round, state, scale, torch.tensor(told, dtype=torch.float64), torch.tensor(clients), standing.after(total))

@@ -26,7 +26,7 @@ class Seal(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     bits: Literal[12, 16, 32]
-    largest: int = Field(ge=1)                          # images of a client, at most
+    largest: int = Field(ge=1)                          # images that a client weighs as, at most
     clip: float = Field(gt=0, allow_inf_nan=False)      # a weighted update's value, at most
     members: int = Field(ge=2)                          # clients in a sum, at least, or no client opens it
 

@@ -25,9 +25,11 @@ from fl.wire.masks import SealError, Terms, encoded
 from fl.wire.octets import octets
 from simulations import grid, loop
 from simulations.report import ledger
+from simulations.report import run as report_of
 from simulations.report.numbers import Row
 from strategies import blind as server_side
 from strategies.gate import Refused
+from strategies.plan import teller
 from strategies.talk import Answer, QuorumLost
 
 BLIND = "blind=true seal.largest=200"
@@ -353,11 +355,12 @@ def test_one_client_that_reports_nonsense_does_not_stop_the_others(home, tmp_pat
     real = client_side.report
 
     def report(client, facts, packed):
-        return spoil(facts) if client.index == 0 and not facts.get("last") else real(client, facts, packed)
+        whose = teller(client.config, facts["round"], range(3))  # who is asked first
+        return spoil(facts) if client.index == whose and not facts.get("last") else real(client, facts, packed)
 
     monkeypatch.setattr(client_side, "report", report)
     assert equal(by_loop(home, tmp_path, BLIND, "fraction=0.9 rounds=3")[1], steady)
-    assert {one["client"] for row in rows(tmp_path) for one in row["refused"]} == {0}
+    assert [{one["client"] for one in row["refused"]} for row in rows(tmp_path)] == [{2}, {1}, {0}]
 
 
 def test_a_blind_run_is_a_cell_of_a_grid_like_any_other(home, tmp_path):
@@ -373,3 +376,16 @@ def test_riders_of_a_linear_strategy_go_through_the_same_words():
     unit = {"head": 0.5, "control": 0.125}
     back = units.shaped(units.flat(like, unit), like, unit)
     assert all(torch.allclose(back[n], like[n]) for n in like)
+
+
+def test_a_run_of_two_clients_is_told_no_number_and_ends_well(home, tmp_path, capsys):
+    summary, _ = by_loop(home, tmp_path, BLIND, PAIR, "clients=2")
+    assert summary["accuracy"] is summary["loss"] is summary["best_accuracy"] is None
+    assert all({"train_loss", "clipped", "accuracy", "loss"}.isdisjoint(row) for row in rows(tmp_path))
+    said = capsys.readouterr().out
+    assert "train loss not told" in said and "accuracy not told on test images of 2 clients" in said
+    assert not (tmp_path / "loop" / "curve.svg").exists()
+    text = report_of.markdown(report_of.read(tmp_path / "loop"))
+    assert "Accuracy not told on test images of 2 clients" in text and "| 1 | – | – | – | 2 |" in text
+    with pytest.raises(ConfigError, match="blind clients tell none of fewer than 3; raise clients, or set blind=false"):
+        grid.check([dict(word.split("=", 1) for word in settings(home, tmp_path, "clients=2", BLIND, PAIR).split())])

@@ -17,7 +17,7 @@ from fl.wire.masks import SealError
 from fl.wire.octets import octets
 from fl.wire.sealed import Sealed, Total, add
 from strategies.memory import Memory
-from strategies.plan import teller
+from strategies.plan import cohort, teller
 from strategies.rollcall import faults, remarks, roll_in, summary
 
 FIVE = "blind=true seal.largest=200 clients=5 rounds=5"
@@ -90,6 +90,18 @@ def test_below_the_quorum_of_those_asked_nothing_is_told(server):
     messages = server.messages("train", 1)
     some = add(messages[:4], server.size, 32)  # a quorum of 1.0 of five is five; with 0.8 it would be told
     assert all(server.ask("report", k, 1, server.view(some))[0] == {} for k in ALL)
+
+
+def test_a_sum_is_of_the_rounds_own_cohort_and_of_nobody_whom_the_server_adds(home, tmp_path):  # noqa: F811
+    server = Server(home, tmp_path, "run", "fraction=0.8")
+    members = cohort(server.config, 1, 5)
+    (away,) = set(ALL) - set(members)
+    messages = server.messages("train", 1)
+    chosen = [m for m in messages if m.client != members[0]]
+    says = f"the sum of round 1 must be of that round's cohort, got [{away}], too"
+    assert all(server.ask("report", k, 1, server.view(add(chosen, server.size, 32)))[0] == {"refused": says} for k in ALL)
+    honest = server.view(add([m for m in messages if m.client != away], server.size, 32))
+    assert all("refused" not in server.ask("report", k, 1, honest)[0] for k in ALL)
 
 
 def test_after_three_sums_of_a_round_that_do_not_open_a_client_takes_no_further_part(home, tmp_path, server):  # noqa: F811

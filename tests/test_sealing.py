@@ -255,6 +255,10 @@ def round_(value: float, digits: int) -> float:
     return round(value, digits)
 
 
+def test_the_share_of_clipped_values_has_three_digits_and_not_sixteen():
+    assert tell.trained(Tell(loss=2, accuracy=3), 0.6789, 12345 / 2237214) == {"train_loss": 0.68, "clipped": 0.006}
+
+
 @pytest.mark.parametrize("images, accuracy", [(999, 0.12), (1000, 0.123)])
 def test_shares_of_few_images_are_coarser(images, accuracy):
     assert tell.evaluated(Tell(loss=2, accuracy=3), 0.12345, 1.23456, images) == {"accuracy": accuracy, "loss": 1.23}

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from fl.seal_key import SealKey
-from fl.wire import sealed
+from fl.wire import sealed, transcript
 from fl.wire.masks import Terms, open_total, seal
-from fl.wire.sealed import Sealed
+from fl.wire.sealed import Sealed, Total
 from simulations.bench.machine import machine
 from simulations.bench.pairs import faster, race
 from simulations.bench.report import Check, Options, Row, Section
@@ -18,7 +18,7 @@ from simulations.bench.step import BASE, ours
 
 COUNT, PICTURES, BATCH = 745_738, 100, 4
 TRAIN, SEAL = f"train, {PICTURES} pictures", "seal"
-KEY = SealKey(bytes(range(32)))
+KEY, BOUND = SealKey(bytes(range(32))), transcript.bound(bytes(transcript.BYTES), "train")
 
 
 def run(options: Options) -> list[Section]:
@@ -27,7 +27,7 @@ def run(options: Options) -> list[Section]:
     work = {TRAIN: ours(BASE, BATCH, "lean", "float32", 1), SEAL: lambda: message(update, 0, 10)}
     for clients in (10, 100) if options.quick else (10, 100, 1000):
         total = sealed.add((message(update, k, clients) for k in range(clients)), COUNT, 32)
-        work[f"open, {clients} clients"] = lambda total=total, clients=clients: open_total(KEY, "run", 1, total, COUNT, terms(clients))
+        work[f"open, {clients} clients"] = lambda total=total, clients=clients: opened(total, clients)
         if clients <= 100:
             messages = [message(update, k, clients) for k in range(clients)]
             work[f"add, {clients} clients"] = lambda messages=messages: sealed.add(messages, COUNT, 32)
@@ -47,7 +47,13 @@ def run(options: Options) -> list[Section]:
 
 def message(update: np.ndarray, client: int, clients: int) -> Sealed:
     """What one of ``clients`` sends."""
-    return seal(KEY, "run", 1, client, update, 100, 1.0, terms(clients))
+    return seal(KEY, BOUND, 1, client, update, 100, 1.0, terms(clients))
+
+
+def opened(total: Total, clients: int) -> bytes:
+    """What each client does with a sum: open it, and follow the transcript."""
+    open_total(KEY, BOUND, 1, total, COUNT, terms(clients))
+    return transcript.follow(bytes(transcript.BYTES), 1, total)
 
 
 def terms(clients: int) -> Terms:

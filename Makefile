@@ -1,6 +1,8 @@
 # Two commands: `make demo` (install and the first run) and `make test`. `make clean` forgets the environment.
+# With CONSTRAINTS=.ci/oldest.txt, or .ci/newest.txt, in an environment of exactly those releases: .venv-oldest.
 PYTHON ?= python3
-VENV ?= .venv
+CONSTRAINTS ?=
+VENV ?= .venv$(addprefix -,$(basename $(notdir $(CONSTRAINTS))))
 BIN = $(VENV)/bin
 
 .PHONY: demo test install clean
@@ -13,9 +15,9 @@ test: $(VENV)/test
 
 install: $(VENV)/sim
 
-$(VENV)/sim $(VENV)/test: $(VENV)/%: pyproject.toml
+$(VENV)/sim $(VENV)/test: $(VENV)/%: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS)) --editable ".[$*]"
 	touch $@
 
 clean:

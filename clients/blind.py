@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clients import local, tell
-from clients.carried import CONTROL
+from clients import local, tell, witness
+from clients.carried import CONTROL, Behind
+from clients.echo import Strangers, sounding
 from clients.notes import Notes
 from clients.standing import Standing, keep, locked, octets_of, opening, recalled, start
 from clients.units import flat, measured, shaped, units
@@ -73,8 +74,10 @@ def answer(client: local.Client, facts: Mapping[str, Any], asked: Asked, trained
     round, weight = asked.standing.round + 1, agreed.weight(examples) / agreed.largest
     values = flat(update, units(asked.standing.scale, asked.recipe, config.seal.bits, weight))
     chance = None if config.seal.bits == 32 else np.random.default_rng(derive(config.seed, "seal", round, client.index))
-    sealed = seal(client.seal_key, asked.standing.bound("train"), round, client.index, values, examples, metrics["loss"], agreed, chance)
-    return {}, packed_of(sealed)
+    bound = asked.standing.bound("train")
+    sealed = seal(client.seal_key, bound, round, client.index, values, examples, metrics["loss"], agreed, chance)
+    signed = witness.attest(client, facts, bytes(asked.standing.transcript.tolist()).hex())
+    return signed, packed_of(sounding(client, str(facts["run"]), bound, round, sealed))
 
 
 def evaluate(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Answer:
@@ -83,8 +86,9 @@ def evaluate(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> 
     _of(facts, standing.round)
     score = local.score(client, strategy_of(client.config).view(standing.state))
     share, loss = np.float32([score.correct / score.examples]), score.loss / score.examples
-    sealed = seal(client.seal_key, standing.bound("evaluate"), standing.round, client.index, share, score.examples, loss, scores(client))
-    return {}, packed_of(sealed)
+    bound = standing.bound("evaluate")
+    sealed = seal(client.seal_key, bound, standing.round, client.index, share, score.examples, loss, scores(client))
+    return {}, packed_of(sounding(client, str(facts["run"]), bound, standing.round, sealed))
 
 
 def report(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Answer:
@@ -99,7 +103,7 @@ def report(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> An
         _of(facts, standing.round)
         said = tells(client, run, standing, unpack(packed, OCTETS))
     except SealError as error:
-        return {"refused": str(error)}, None
+        return {"refused": str(error)} | ({"strangers": error.clients} if isinstance(error, Strangers) else {}), None
     if facts.get("last"):
         folder = Path(client.config.output).expanduser() / client.drawer(run).folder.parent.name  # which checks the server's word
         adapters.save(strategy_of(client.config).view(standing.state), folder / "adapter.safetensors")
@@ -123,6 +127,15 @@ def tells(client: local.Client, run: str, standing: Standing, came: Mapping[str,
         return tell.evaluated(config.tell, float(opened.mean[0]), opened.loss, opened.images) if told else {}
     told = may("train", standing.members.tolist(), cohort(config, round, client.of))
     return tell.trained(config.tell, *standing.told.tolist()) if told else {}
+
+
+def close(client: local.Client, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Sign the end of the run's record with what this client stands on; nothing where it does not stand there."""
+    try:
+        standing = recalled(client, str(facts["run"]), int(facts["round"]), None, beginning(client, str(facts["run"])))
+    except Behind:
+        return {}
+    return witness.attest(client, facts, bytes(standing.transcript.tolist()).hex())
 
 
 def stand(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Standing:
@@ -180,7 +193,9 @@ def info(client: local.Client) -> ClientInfo:
 def terms(client: local.Client) -> Terms:
     """What all clients agree on for updates."""
     agreed = client.config.seal
-    return Terms(agreed.bits, len(cohort(client.config, 1, client.of)), agreed.largest, agreed.clip, agreed.members)
+    most = len(cohort(client.config, 1, client.of))
+    least = enough(client.config, most, max(strategy_of(client.config).fewest, agreed.members))  # so that there are no two histories
+    return Terms(agreed.bits, most, agreed.largest, agreed.clip, least)
 
 
 def scores(client: local.Client) -> Terms:
@@ -190,8 +205,8 @@ def scores(client: local.Client) -> Terms:
 
 def packed_of(sealed: Sealed) -> Packed:
     """A sealed message as it travels; who sent it, the server knows."""
-    nonce = torch.frombuffer(bytearray(sealed.nonce), dtype=torch.uint8)
-    return pack({"sealed.nonce": nonce, "sealed.payload": torch.from_numpy(sealed.payload)}, OCTETS)
+    nonce, echo = (torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in (sealed.nonce, sealed.echo))
+    return pack({"sealed.nonce": nonce, "sealed.echo": echo, "sealed.payload": torch.from_numpy(sealed.payload)}, OCTETS)
 
 
 def _of(facts: Mapping[str, Any], round: int) -> None:

@@ -3,7 +3,8 @@
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``. It judges
 them as the server judges its answers (`clients.gate`), and an answer says of which run, round and config it is.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``seal-key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``device``, ``rank``.
+run's config ``key-path``, ``seal-key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``node-key-path``,
+``device``, ``rank``.
 """
 
 from __future__ import annotations
@@ -18,20 +19,14 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, carried, epochs, gate, link, local
+from clients import blind, carried, epochs, failure, gate, link, local, witness
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.keepsakes import keepsakes
-from clients.state import StateError
 from fl.adapter import Adapter
 from fl.config import Config, ConfigError, Node, load, node
-from fl.datasets import DataError
-from fl.keys import KeyFileError
-from fl.learn import TrainingError
-from fl.models import WeightsError
 from fl.provenance import ROOT
 from fl.wire.coding import WHOLE, coding
-from fl.wire.flat import Packed, WireError, pack
-from fl.wire.masks import SealError
+from fl.wire.flat import Packed, pack
 from fl.wire.records import facts_of, packed_of, to_content
 
 if "ray" in sys.modules or "flwr.simulation.app" in sys.modules:
@@ -43,17 +38,15 @@ app = ClientApp()
 log = logging.getLogger("veilora.client")
 
 NODE_SETTINGS = {
-    "key-path": "key", "seal-key-path": "seal_key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own", "state-path": "state",
-    "device": "device", "rank": "rank",
+    "key-path": "key", "seal-key-path": "seal_key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own",
+    "state-path": "state", "device": "device", "rank": "rank", "node-key-path": "node_key",
 }  # fmt: skip
-EXPECTED = (ConfigError, KeyFileError, DataError, WeightsError, TrainingError, WireError, StateError, SealError, OSError)
 
 
 def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) -> Callable[[Message, Context], Message]:
     """Wrap ``work`` as a Flower handler: open the client, and turn what the user can mend into one line for the server.
 
-    That line leaves the machine, so the paths in it are replaced by the names of their settings; the log keeps them. Of what
-    nobody foresaw the server is told the kind alone: a text might hold anything.
+    That line leaves the machine: `clients.failure` says what may be in it. The log has the rest.
     """
 
     def handler(message: Message, context: Context) -> Message:
@@ -61,17 +54,13 @@ def answer(work: Callable[[local.Client, Message], tuple[dict, Packed | None]]) 
         try:
             index, of = place(context)
             config = at_node(context, index)
-            facts, packed = work(local.open_client(config, index, of), message)
+            content = to_content(*work(local.open_client(config, index, of), message))
         except Behind:
-            facts, packed = {"behind": True}, None
-        except EXPECTED as error:
-            log.error("%s", error)
-            says = unnamed(error, config) if isinstance(error, OSError) else without_paths(str(error), config)
-            facts, packed = {"error": says, "client": index}, None
+            content = to_content({"behind": True})
         except Exception as error:
-            log.exception("a fault inside")
-            facts, packed = {"error": f"it failed inside ({type(error).__name__}); look at its log", "client": index}, None
-        return Message(to_content(facts, packed), reply_to=message)
+            log.error("%s", error, exc_info=not isinstance(error, failure.EXPECTED))
+            content = to_content({"error": failure.says(error, config), "client": index})
+        return Message(content, reply_to=message)
 
     return handler
 
@@ -83,7 +72,7 @@ def place(context: Context) -> tuple[int, int]:
     except (KeyError, TypeError, ValueError):
         index, of = -1, -1
     if not 0 <= index < of:
-        raise ConfigError("a node must know its place; start it with --node-config 'partition-id=I num-partitions=N', 0 <= I < N")
+        raise ConfigError("a node must know its place; start it with --node-config 'partition-id=I num-partitions=N', 0 <= I < N", "partition-id", "num-partitions")
     return index, of
 
 
@@ -95,37 +84,14 @@ def at_node(context: Context, index: int) -> Config:
     return config.at_node(simulated).at_node(node(own))
 
 
-def without_paths(text: str, config: Config | None) -> str:
-    """``text`` with this machine's paths replaced by the names of the settings that hold them."""
-    places = {} if config is None else {
-        "data.root": config.data.get("root", ""),
-        "model.weights": config.model.get("weights", ""),
-        "key": config.key,
-        "seal_key": config.seal_key,
-        "output": config.output,
-        "state": config.state,
-        "own": config.own or "",
-    }
-    paths = {form: f"<{name}>" for name, where in places.items() for form in (str(Path(str(where)).expanduser()), str(where))}
-    for path in sorted(paths, key=len, reverse=True):  # what lies in another's folder goes by its own name
-        if len(path) > 1 and "/" in path:
-            text = re.sub(rf"(?<![\w.-]){re.escape(path)}(?!\w)", paths[path], text)
-    text = re.sub(r"""(['"])[^'"]*/[^'"]*\1""", "<path>", text)
-    text = re.sub(r"(<[\w.]+>)/\S*", r"\1/...", text)
-    return re.sub(r"(?<![\w.~<>:/])~?(/[\w.~+@-]+){2,}/?", "<path>", text)
-
-
-def unnamed(error: OSError, config: Config | None) -> str:
-    """What went wrong with a file, and in which setting's place, but not the file: its name may be a person's."""
-    place = without_paths(str(error.filename), config).partition("/")[0] if error.filename else ""
-    return (f"{place}: " if place.startswith("<") else "") + (error.strerror or type(error).__name__)
-
-
 @app.query()
 @answer
 def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """The roll call; the first client also keeps a preview and the split, on its own machine. In a blind run, a report."""
     wish = facts_of(message)
+    if wish.get("closing"):
+        gate.mark(wish, client.config)
+        return (blind.close if client.config.blind else witness.attest)(client, wish), None
     if client.config.blind and "upto" in wish:
         gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))
@@ -136,7 +102,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     run = str(wish.get("run", ""))
     if client.index == 0 and re.fullmatch(r"[a-z0-9_-]+", run):
         keepsakes(client, Path(client.config.output).expanduser() / run)
-    return local.roll(client), None
+    return {**local.roll(client), "signer": witness.public(client.config)}, None
 
 
 @app.train()
@@ -155,7 +121,7 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     received = arrived(client, message, "train")
     update, examples, metrics = local.train(client, round, recipe, received, bool(facts["scored"]), run)
     packed = link.leaving(drawer, coding(client.config), client.config.seed, round, update)
-    return {**mark, "examples": examples, "metrics": metrics}, packed
+    return {**mark, **witness.attest(client, facts), "examples": examples, "metrics": metrics}, packed
 
 
 @app.evaluate()

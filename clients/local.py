@@ -124,7 +124,7 @@ def open_client(config: Config, index: int, of: int) -> Client:
     shared = config.model_copy(update={"rank": None, "own": None})
     cipher = cipher_of(shared, key)
     if config.start == "keyed" and cipher.absorb is None:
-        raise ConfigError("start=keyed needs a cipher that the patch embedding can absorb; set start=public")
+        raise ConfigError("start=keyed needs a cipher that the patch embedding can absorb; set start=public", "start", "cipher")
     held = holdings(config, index, of, key)
     client = Client(shared, index, of, key, cipher, held, rank)
     client.bench  # so that what is wrong with the weights is said now

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clients.carried import Behind
+from clients.echo import listen
 from clients.local import Client
 from clients.notes import Notes
 from clients.state import StateError
@@ -95,8 +96,11 @@ def tree(standing: Standing) -> dict[str, Any]:
 
 
 def opening(client: Client, run: str, bound: str, round: int, total: Total, count: int, terms: Terms) -> Opened:
-    """`open_total`; where REFUSALS sums of one round do not open, the client takes no further part in the run."""
+    """`open_total`, once all in it are heard to stand here; where REFUSALS sums of one round do not open, the client takes no
+    further part in the run.
+    """
     try:
+        listen(client, run, bound, round, total)
         return open_total(client.seal_key, bound, round, total, count, terms)
     except SealError:
         notes = Notes(client.drawer(run))

@@ -65,7 +65,7 @@ def workbench(config: Config, key: SharedKey, classes: int) -> Workbench:
             weight.copy_(cipher_of(config, key).absorb(weight))
     device = _device(config.device)
     if config.step == "compiled" and device.type == "cpu":
-        raise ConfigError("step=compiled is for a GPU: on a CPU compiling gains nothing, got device=cpu; set step=lean")
+        raise ConfigError("step=compiled is for a GPU: on a CPU compiling gains nothing, got device=cpu; set step=lean", "step", "device")
     precision, attention = choose(config.precision, config.attention, model, device)
     model.to(device)
     if config.step != "plain":
@@ -87,5 +87,5 @@ def _device(wish: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(wish)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={wish} needs a GPU that torch can see, got {torch.cuda.device_count()}; set device=cpu or auto")
+        raise ConfigError(f"device={wish} needs a GPU that torch can see, got {torch.cuda.device_count()}; set device=cpu or auto", "device")
     return device

@@ -1,7 +1,8 @@
 """conf/ + overrides -> one validated config, the same on a laptop, on the server and on an edge node.
 
-Hydra composes the YAML, pydantic checks what every run has, and a part of the system (a cipher, a dataset, a strategy)
-checks its own arguments by its builder's signature when `build` calls it. The YAML's `_target_` is the only registry.
+Words are judged before anything reads them (`fl.overrides`), Hydra composes the YAML, pydantic checks what every run has, and a
+part of the system (a cipher, a dataset, a strategy) checks its own arguments by its builder's signature when `build` calls it.
+The YAML's `_target_` is the only registry (`fl.builders`).
 """
 
 from __future__ import annotations
@@ -10,32 +11,31 @@ import difflib
 import hashlib
 import json
 import re
-import shlex
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator, validate_call
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from fl.adapter import Group
+from fl.adapter import GROUPS, Group
+from fl.builders import PARTS, build, builders
+from fl.overrides import CONF, ConfigError, OverrideError, Word, groups, near_miss, words
 from fl.recipe import Recipe
 from fl.sections import Checkpoint, Gate, Node, Seal, Tell
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+__all__ = ["CONF", "Config", "ConfigError", "Node", "OverrideError", "build", "load", "node", "setting_names"]
+
+REFERENCE = re.compile(r"\$\{(\.+)(\w+)\}")
 Record = TypeVar("Record", bound=BaseModel)
 OWN = frozenset(  # what changes no result: places, and how patient whom is
-    "key seal_key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
+    "key seal_key node_key output state own engine diagnostics device nodes keep wait timeout rank quorum retries gate checkpoint resume".split()
 )
-
-
-class ConfigError(ValueError):
-    """A config that cannot run: one line that says what must hold, what was got and what to do."""
 
 
 class Config(BaseModel):
@@ -89,8 +89,9 @@ class Config(BaseModel):
     nodes: dict[int, Node] = {}
     rank: PositiveInt | None = None            # of this node's LoRA factors, in the place of the method's, which is the largest
     own: str | None = None                     # a folder that `veilora partition` wrote, in data's place
+    node_key: str | None = None                # the node's own key, with which it signs the run's record
 
-    @field_validator("key", "seal_key", "output", "state", "own")
+    @field_validator("key", "seal_key", "output", "state", "own", "node_key")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         if path is not None and not Path(path).expanduser().is_absolute():
@@ -99,31 +100,34 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _pairs(self) -> Config:
-        for part in ("model", "data", "partition", "cipher", "method", "strategy", "codec"):
-            if not isinstance(getattr(self, part).get("_target_"), str):
-                raise ValueError(f"{part} must name its builder in _target_; choose {part}=NAME")
+        parts = [(part, part, getattr(self, part)) for part in PARTS] + [("codec", f"codecs.{name}", values) for name, values in self.codecs.items()]
+        for part, place, values in parts:
+            if values.get("_target_") not in builders(part):
+                raise ConfigError(f"{place} must name a builder of conf/{part} in _target_, got {values.get('_target_')!r}; choose {part}=NAME", place)
         image, patch = self.model.get("image"), self.model.get("patch")
         for name, side in (("image", image), ("patch", patch)):
             if not isinstance(side, int) or side < 1:
-                raise ValueError(f"model.{name} must be a number of pixels, got {side!r}")
+                raise ConfigError(f"model.{name} must be a number of pixels, got {side!r}", f"model.{name}")
         if image % patch:
-            raise ValueError(f"model.image must be a multiple of model.patch, got image={image}, patch={patch}")
+            raise ConfigError(f"model.image must be a multiple of model.patch, got image={image}, patch={patch}", "model.image", "model.patch")
         for part, name in (("data", "root"), ("model", "weights")):
             place = getattr(self, part).get(name, "/")
             if place not in ("hub", "none") and not Path(str(place)).expanduser().is_absolute():
-                raise ValueError(f"{part}.{name} must be absolute or start with ~, got {place!r}")
+                raise ConfigError(f"{part}.{name} must be absolute or start with ~, got {place!r}", f"{part}.{name}")
         largest = self.method.get("rank")
         for rank in (self.rank, *(node.rank for node in self.nodes.values())):
             if rank and largest is None:
-                raise ValueError(f"a rank of one's own needs a method with ranks, got rank={rank}; choose method=lora_patch")
+                raise ConfigError(f"a rank of one's own needs a method with ranks, got rank={rank}; choose method=lora_patch", "rank", "method")
             if rank and isinstance(largest, int) and rank > largest:
-                raise ValueError(f"method.rank is the run's largest rank, got {largest} and a client's {rank=}; raise method.rank")
+                raise ConfigError(f"method.rank is the run's largest rank, got {largest} and a client's {rank=}; raise method.rank", "rank", "method.rank")
         if self.together > 1 and self.step == "plain":
-            raise ValueError(f"together needs the lean step, got together={self.together} and step={self.step}; set step=lean or together=1")
+            says = f"together needs the lean step, got together={self.together} and step={self.step}; set step=lean or together=1"
+            raise ConfigError(says, "together", "step")
         if self.image_keys == "own" and self.start != "keyed":
-            raise ValueError(f"image keys of the clients' own need start=keyed, got start={self.start}; set start=keyed or image_keys=shared")
+            says = f"image keys of the clients' own need start=keyed, got start={self.start}; set start=keyed or image_keys=shared"
+            raise ConfigError(says, "image_keys", "start")
         if self.evaluate_on == "validation" and not self.validation:
-            raise ValueError("evaluate_on=validation needs images to hold out; set validation=0.1 or so")
+            raise ConfigError("evaluate_on=validation needs images to hold out; set validation=0.1 or so", "evaluate_on", "validation")
         return self
 
     def __hash__(self) -> int:
@@ -163,25 +167,50 @@ class Config(BaseModel):
 
 @lru_cache(maxsize=64)
 def load(overrides: str = "") -> Config:
-    """The config that ``overrides`` (one Hydra override string, as typed in a shell) asks for. Raises ConfigError."""
-    try:  # a shell leaves ~ after = as it is, and Hydra reads it in quotes alone
-        words = [re.sub(r"=(~[\w./-]*)$", r"='\1'", word) for word in shlex.split(overrides)]
-    except ValueError as error:
-        raise ConfigError(f"overrides must read like a shell command line, got {overrides!r}: {error}") from None
+    """The config that ``overrides`` (one string of words, as typed in a shell; see `fl.overrides`) asks for. Raises ConfigError."""
+    asked = words(overrides)
     try:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = OmegaConf.to_container(compose("config", overrides=words), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(str(error), words)) from None
-    except ValueError as error:  # Hydra's, for a group set to what is no name
-        raise ConfigError(f"overrides must be as Hydra reads them, got {overrides!r}: {error}") from None
-    return _checked(composed)
+        tree = _composed([word.text for word in asked])
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: for a group set to what is no name
+        raise ConfigError(_explain(" ".join(str(error).split()[:40]), asked), *(word.name for word in asked)) from None
+    return _checked(_resolved(tree))
 
 
 def node(settings: dict[str, Any]) -> Node:
     """One machine's settings, as it wrote them. Raises ConfigError."""
     return _checked(settings, Node)
+
+
+@lru_cache(maxsize=1)
+def setting_names() -> frozenset[str]:
+    """The dotted name of every setting that a config can have: words that any machine may hear."""
+    trees = {"": yaml.safe_load((CONF / "config.yaml").read_text())}
+    trees |= {f"{part}.": yaml.safe_load(file.read_text()) for part in PARTS for file in (CONF / part).glob("**/*.yaml")}
+    names = {name for prefix, tree in trees.items() for name in _paths(tree, prefix)}
+    return frozenset({*names, *Config.model_fields, *(f"{part}.{group}" for part in ("recipe.lr", "codecs") for group in GROUPS)})
+
+
+def _composed(texts: list[str]) -> dict[str, Any]:
+    """`conf/` with the overrides that were judged. No resolver runs: what reads as an interpolation stays text."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return OmegaConf.to_container(compose("config", overrides=texts), resolve=False)
+
+
+def _resolved(tree: dict[str, Any], above: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    """``tree`` with `conf/`'s own ``${.name}`` (beside it) and ``${..name}`` (one level up) in place. Raises ConfigError for any other $."""
+    scopes = (tree, *above)
+
+    def resolved(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _resolved(value, scopes)
+        if isinstance(value, str) and (reference := REFERENCE.fullmatch(value)) and len(reference[1]) <= len(scopes):
+            value = scopes[len(reference[1]) - 1].get(reference[2], value)
+        if "$" in str(value):
+            raise ConfigError(f"{name} must be a value, or a setting beside it as ${{.name}}, got {value!r}", str(name))
+        return value
+
+    return {name: resolved(name, value) for name, value in tree.items()}
 
 
 def _checked(values: dict[str, Any], kind: type[Record] = Config) -> Record:
@@ -192,55 +221,20 @@ def _checked(values: dict[str, Any], kind: type[Record] = Config) -> Record:
         place = ".".join(str(p) for p in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        raise ConfigError(f"{place}: {reason}{got}" if place else reason) from None
+        named = getattr(first.get("ctx", {}).get("error"), "settings", ())
+        raise ConfigError(f"{place}: {reason}{got}" if place else reason, *(named or (place,))) from None
 
 
-def build(part: dict[str, Any], **given: Any) -> Any:
-    """Call the builder that ``part["_target_"]`` names with the part's other values and what is ``given``.
-
-    The builder's annotations are its contract: pydantic checks type and range. Raises ConfigError for whatever is wrong.
-    """
-    values = {k: v for k, v in part.items() if k != "_target_"} | given
+def _explain(message: str, asked: list[Word]) -> str:
+    """Hydra's ``message``, or the nearest name that exists."""
     try:
-        builder = get_object(part["_target_"])
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"_target_ must name a function that can be imported, got {part.get('_target_')!r}: {reason}") from None
-    try:
-        return _contract(builder)(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(p) for p in first["loc"])
-        raise ConfigError(f"{part['_target_']}: {name}: {first['msg']}, got {first['input']!r}") from None
-
-
-@lru_cache(maxsize=64)
-def _contract(builder: Callable[..., Any]) -> Callable[..., Any]:
-    """``builder`` behind its annotations; read once, since reading them takes longer than what most builders do."""
-    return validate_call(config=ConfigDict(arbitrary_types_allowed=True))(builder)
-
-
-def _explain(message: str, words: list[str]) -> str:
-    """Hydra's many lines as one, with the nearest name that exists."""
-    missing = re.search(r"Could not (?:find|load) '([^'/]+)/([^']+)'", message)
-    if missing:
-        folder = CONF / missing[1]
-        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.glob("**/*.yaml"))
-        near = difflib.get_close_matches(missing[2], known, 1)
-        return f"{missing[1]}={missing[2]} does not exist{_hint(near) or '; there are: ' + ', '.join(known)}"
-    choices = [word for word in words if (CONF / word.split("=")[0]).is_dir()]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        known = list(_paths(OmegaConf.to_container(compose("config", overrides=choices))))
-    for word in (w for w in words if not w.startswith("+")):  # + adds a setting: it need not exist
-        key = word.lstrip("~").split("=")[0].split("@")[0]
-        if key and key not in known and not (CONF / key).is_dir():
-            near = difflib.get_close_matches(key, known + [p.name for p in CONF.iterdir() if p.is_dir()], 1)
-            return f"unknown setting {key!r}{_hint(near)}"
-    return " ".join(message.split()[:40])
-
-
-def _hint(near: list[str]) -> str:
-    return f"; did you mean {near[0]!r}?" if near else ""
+        known = [*_paths(_composed([word.text for word in asked if word.name in groups()])), *groups()]
+    except (HydraException, ValueError):  # it is an option that Hydra does not take
+        return message
+    for word in (w for w in asked if not w.text.startswith("+")):  # + adds a setting: it need not exist
+        if word.name not in known:
+            return f"unknown setting {word.name!r}{near_miss(difflib.get_close_matches(word.name, known, 1))}"
+    return message
 
 
 def _paths(tree: dict, prefix: str = ""):

@@ -4,6 +4,7 @@
                    command.json        the overrides, and what drove the run, so that it can be resumed
                    environment.json    versions, machine, commit
                    rounds.jsonl        one line for each round
+                   record.jsonl        the chain of digests of all this, signed by the nodes that have a key (fl/record.py)
                    summary.json        accuracy, bytes, seconds, ratio to full-model FedAvg
                    checkpoints/        from which a run that broke off is resumed (strategies/checkpoint.py)
                    adapter.safetensors the final global adapter, in plain order, and as base.<name> how the base has changed;
@@ -26,7 +27,7 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
@@ -34,9 +35,11 @@ from yaml import YAMLError
 from fl import durable
 from fl.adapter import Adapter, save
 from fl.config import Config, ConfigError
+from fl.curve import curve
 from fl.provenance import environment
+from fl.record import NAME, Record, digest
 
-
+LEFT = ("config.yaml", "command.json", "environment.json", "curve.svg", "adapter.safetensors", "sealed.safetensors")
 COUNTDOWN = 30  # seconds
 
 
@@ -51,6 +54,7 @@ class Journal:
         self.config, self.run = config, config.resume or run
         self.folder = (Path(config.output).expanduser() / self.run).resolve()
         self.rounds: list[dict[str, Any]] = []
+        self.record = Record(self.folder / NAME)
         self._lines, self._command = [], command
         self._began, self._waited, self._lock = time.monotonic(), 0.0, -1
         if config.resume:
@@ -61,8 +65,9 @@ class Journal:
         """Whether the run has come to its end, once and for all."""
         return bool(self.config.resume) and (self.folder / "summary.json").exists()
 
-    def begin(self, clients: int = 0) -> None:
-        """Make the folder and write what is known before round 1; a run that cannot begin leaves nothing.
+    def begin(self, clients: int = 0, **first: Any) -> None:
+        """Make the folder and write what is known before round 1, with what is ``first`` in the record; a run that cannot begin
+        leaves nothing.
 
         Raises ConfigError while another process has the folder.
         """
@@ -74,8 +79,11 @@ class Journal:
             self.close()
             raise ConfigError(f"a run's folder is one process's at a time, but another one is at work in {self.folder}; wait for it, or end it") from None
         if not self.config.resume:
-            durable.write(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config.model_dump())))
             self._write("command.json", self._command | {"clients": clients})
+            asked = OmegaConf.to_yaml(OmegaConf.create(self.config.model_dump()))
+            files = digests(self.folder, ["command.json"]) | {"config.yaml": digest(asked)}
+            self.record.add("begin", run=self.run, clients=clients, files=files, **{"signers": {}} | first)
+            durable.write(self.folder / "config.yaml", asked)  # the last of these: with it a run can be resumed
         self._write("environment.json", environment() | self._earlier())
 
     def _earlier(self) -> dict[str, Any]:
@@ -96,6 +104,8 @@ class Journal:
                     self.rounds.append(row), self._lines.append(json.dumps(row) + "\n")
             except (ValueError, KeyError, TypeError):
                 self.say("warning: a line of rounds.jsonl cannot be read and is left out")
+        self.record.reopen()
+        self.record.add("resumed", after=round)
         self.say(f"{self.run}: going on after round {round} of {self.config.rounds}")
 
     def say(self, line: str) -> None:
@@ -114,11 +124,15 @@ class Journal:
             self._waited = time.monotonic()
             self.say(line)
 
-    def round(self, row: dict[str, Any]) -> None:
-        """Keep one round's row in rounds.jsonl, and say it in a line with the time left; a full disk is no end of the run."""
+    def round(self, row: dict[str, Any], **more: Any) -> None:
+        """Keep one round's row in rounds.jsonl, its digest and ``more`` in the record, and say it in a line with the time left.
+
+        A full disk is no end of the run.
+        """
         self.rounds.append(row)
         self._lines.append(json.dumps(row) + "\n")
         try:
+            self.record.add("round", round=row["round"], row=digest(self._lines[-1].rstrip("\n")), **more)
             durable.write(self.folder / "rounds.jsonl", "".join(self._lines))
         except OSError as error:
             self.say(f"warning: rounds.jsonl could not be written ({error.strerror}); make room: the next round tries again")
@@ -132,7 +146,7 @@ class Journal:
         )
 
     def finish(self, summary: dict[str, Any], adapter: Adapter, name: str = "adapter") -> dict[str, Any]:
-        """Write what remains, the adapter under ``name``, and say where it lies. Returns the summary as written.
+        """Write what remains but the summary, the adapter under ``name``, and end the record. Returns the summary.
 
         Raises IntegrityError when the adapter cannot be written.
         """
@@ -160,6 +174,11 @@ class Journal:
         self.say(f"sent: {sent / 1e3:,.1f} kB a client and round, both ways, {summary['ratio_to_full_fedavg']:.3%} of full-model FedAvg")
         if summary.get("refused"):
             self.say("left out: " + ", ".join(f"{count} x {code}" for code, count in summary["refused"].items()) + "; rounds.jsonl says whose and why")
+        self.record.add("end", files=digests(self.folder, LEFT) | {"summary.json": digest(pretty(summary))})
+        return summary
+
+    def conclude(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write the ``summary`` and say where all lies; returns the summary."""
         self._write("summary.json", summary)  # the last, since it says that the run is done
         self.say(f"output: {self.folder}")
         return summary
@@ -171,7 +190,17 @@ class Journal:
             self._lock = -1
 
     def _write(self, name: str, value: Any) -> None:
-        durable.write(self.folder / name, json.dumps(value, indent=2) + "\n")
+        durable.write(self.folder / name, pretty(value))
+
+
+def pretty(value: Any) -> str:
+    """JSON for people."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """By name SHA-256 of those of these files that are in ``folder``."""
+    return {name: digest((folder / name).read_bytes()) for name in names if (folder / name).exists()}
 
 
 def same_run(folder: Path, config: Config) -> None:
@@ -212,36 +241,3 @@ def told(score: dict[str, Any]) -> str:
 def span(seconds: float) -> str:
     """A duration in words: seconds, or minutes from 90 seconds on."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def curve(points: list[tuple[int, float, float]], title: str, width: int = 640, height: int = 320) -> str:
-    """An SVG of (round, accuracy in [0, 1], loss): accuracy as a line with dots, loss dashed on its own scale."""
-    left, right, top, bottom = 52, width - 52, 36, height - 40
-    last = max(max(p[0] for p in points), 1)
-    peak = max(max(p[2] for p in points), 1e-9)
-
-    def at(x: float, y: float) -> str:
-        return f"{left + (right - left) * x / last:.1f},{bottom - (bottom - top) * y:.1f}"
-
-    accuracy = " ".join(at(r, a) for r, a, _ in points)
-    loss = " ".join(at(r, v / peak) for r, _, v in points)
-    dots = "".join('<circle cx="{}" cy="{}" r="3" fill="#1f6f8b"/>'.format(*at(r, a).split(",")) for r, a, _ in points)
-    grid = "".join(
-        f'<line x1="{left}" x2="{right}" y1="{bottom - (bottom - top) * t:.1f}" y2="{bottom - (bottom - top) * t:.1f}" stroke="#ddd"/>'
-        f'<text x="{left - 6}" y="{bottom - (bottom - top) * t + 4:.1f}" text-anchor="end">{t:.0%}</text>'
-        f'<text x="{right + 6}" y="{bottom - (bottom - top) * t + 4:.1f}" fill="#b5651d">{t * peak:.2f}</text>'
-        for t in (0, 0.25, 0.5, 0.75, 1)
-    )
-    ticks = "".join(
-        f'<text x="{at(r, 0).split(",")[0]}" y="{bottom + 16}" text-anchor="middle">{r}</text>'
-        for r in sorted({round(last * i / 5) for i in range(6)})
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
-        f'<rect width="100%" height="100%" fill="white"/><text x="{left}" y="20" font-size="13">{title}</text>{grid}{ticks}'
-        f'<text x="{(left + right) / 2}" y="{height - 8}" text-anchor="middle">round</text>'
-        f'<polyline points="{loss}" fill="none" stroke="#b5651d" stroke-dasharray="5 4"/>'
-        f'<polyline points="{accuracy}" fill="none" stroke="#1f6f8b" stroke-width="2"/>{dots}'
-        f'<text x="{right}" y="20" text-anchor="end"><tspan fill="#1f6f8b">accuracy</tspan> '
-        f'<tspan fill="#b5651d">loss (dashed)</tspan></text></svg>\n'
-    )

@@ -19,6 +19,7 @@ class Node(BaseModel):
     state: str | None = None
     rank: PositiveInt | None = None
     own: str | None = None
+    node_key: str | None = None
 
 
 class Seal(BaseModel):

@@ -59,7 +59,7 @@ def cost(config: Config, method: str, road: str = "codec=float32", classes: int 
     if not way.blind:
         return Cost(adapters.count(update), weighed(pack(update, coding(way).differences, generator(0)), {"recipe": config.recipe.to_json()}))
     size, bits = adapters.count(update), way.seal.bits
-    total = sealed.Total(tuple((k, bytes(sealed.NONCE)) for k in range(10)), np.zeros(sealed.size(size, bits), np.uint8))
+    total = sealed.Total(tuple((k, bytes(sealed.NONCE)) for k in range(10)), np.zeros(sealed.size(size, bits), np.uint8), 10 * (bytes(sealed.ECHO),))
     facts = {"round": 2, "since": 1, "upto": 1}
     return Cost(size, weighed(pack(sealed.named("00001", total), octets()), facts))
 

@@ -4,7 +4,8 @@
 
 Flower's shared local SuperLink keeps the folder, environment and code of whoever started it first, and `flwr run --stream`
 returns 0 for failed runs. This launcher starts a SuperLink with a fresh home, a neutral folder and a free port, submits
-this checkout, shows what the run says, asks how it ended, and takes everything down again. With ``engine=inprocess`` the
+this checkout, shows what the run says, asks how it ended, and takes everything down again. Ray, too, is its own: a cluster
+that is up on the machine, or that died and left its address behind, is not joined. With ``engine=inprocess`` the
 same apps run in this process instead, one client after the other, with neither Ray nor a daemon.
 """
 
@@ -34,7 +35,7 @@ NOISE = re.compile(r"^(\x1b\[[0-9;]*m)*(INFO|DEBUG|WARNING|\(ClientAppActor|\(ra
 
 
 STATUS = re.compile(r"^error: .*\(exit status ([2-6])\)$")
-PATIENCE = 120  # seconds until a run that was taken must have begun
+PATIENCE = 120  # seconds until a run that was taken must have begun, or `flwr` must have answered
 
 
 class EngineError(RuntimeError):
@@ -53,6 +54,7 @@ class Engine:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "RAY_ADDRESS": "local",  # or Ray would join whatever cluster it finds, and refuse Flower's number of CPUs
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "PYTHONUNBUFFERED": "1",
             "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -98,15 +100,22 @@ class Engine:
         command = ["flwr", "log", run, self.link, "--stream"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         with log.open("w") as keep, subprocess.Popen(command, cwd=self.home, env=self.env, **pipes) as stream:
-            for line in stream.stdout:
-                keep.write(line)
-                if (said := STATUS.search(line)):
-                    self.status = int(said[1])
-                if show and not NOISE.match(line) and not line.startswith(("Traceback", " ", "\x1b")):
-                    print(line, end="", flush=True)
+            try:
+                for line in stream.stdout:
+                    keep.write(line)
+                    if (said := STATUS.search(line)):
+                        self.status = int(said[1])
+                    if show and not NOISE.match(line) and not line.startswith(("Traceback", " ", "\x1b")):
+                        print(line, end="", flush=True)
+            except BaseException:  # leaving the block waits for the command, which follows the run to its end
+                stream.kill()
+                raise
 
     def _flwr(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["flwr", *words], cwd=self.home, env=self.env, capture_output=True, text=True)
+        try:
+            return subprocess.run(["flwr", *words], cwd=self.home, env=self.env, capture_output=True, text=True, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise EngineError(f"`flwr {words[0]}` must answer within {PATIENCE} s; see the engine's log") from None
 
 
 @contextmanager

@@ -126,7 +126,8 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
         checkpoints.commit(round, tree, row.get("accuracy"))
 
     checkpoints.end()
-    return journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), catchup.whole(state, strategy.view(state)))
+    told = journal.finish(summary(rolls) | totals(journal.rounds, rolls[0].full_bytes), catchup.whole(state, strategy.view(state)))
+    return journal.conclude(told)
 
 
 def blindly(config: Config, journal: Journal, clients: list[local.Client], rolls: list[Roll], train: Train) -> dict:

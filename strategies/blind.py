@@ -13,19 +13,18 @@ drives it (`simulations.loop`, `strategies.flower`) brings the answers. Its chec
 
 from __future__ import annotations
 
-import math
 import time
+from collections import Counter
 from itertools import chain
-from typing import Any, Callable, Generator, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, Generator, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fl.adapter import Adapter, count
 from fl.config import Config, build
 from fl.journal import Journal
-from fl.wire import sealed
+from fl.wire import sealed, transcript
 from fl.wire.flat import Packed, WireError, pack, unpack
 from fl.wire.ledger import Entry, summarise
 from fl.wire.sealed import Sealed, Total
@@ -36,8 +35,10 @@ from strategies.history import totals
 from strategies.memory import OCTETS, Memory
 from strategies.plan import cohort, evaluates, may_be_blind, one_rank, teller
 from strategies.plan import enough as enough_for
-from strategies.rollcall import Roll, federation, same, summary
+from strategies.report import figures, report, state_of, trusted
+from strategies.rollcall import Roll, federation, same, seal_key, summary
 from strategies.talk import Answer, Facts, Question, Talk, again, enough, lines, say
+from strategies.witness import Witnesses, signers
 
 SCORE = 1           # values in a sealed evaluation
 TRAINED, EVALUATED = ("train_loss", "clipped"), ("accuracy", "loss")  # what a report may tell
@@ -56,8 +57,11 @@ def federate(config: Config, journal: Journal, rolls: Sequence[Roll], start: Ada
     one_rank(strategy, config, infos)
     enough_for(strategy, config, len(rolls))
     first = strategy.init(start)
-    journal.begin(len(rolls))
-    return _rounds(Run(config, journal, rolls, strategy, first, Memory(journal.run, config.digest())), ledger)
+    key = seal_key(rolls)
+    before = transcript.begin(journal.run, config, key)
+    journal.begin(len(rolls), signers=signers(rolls), key=key, transcript=before.hex())
+    memory = Memory(journal.run, config.digest(), before)
+    return _rounds(Run(config, journal, rolls, strategy, first, memory, Witnesses(journal, rolls)), ledger)
 
 
 class Run(NamedTuple):
@@ -69,6 +73,7 @@ class Run(NamedTuple):
     strategy: Strategy
     first: State
     memory: Memory
+    witnesses: Witnesses
 
 
 Heard = Generator[Question, Iterable[Answer], tuple[dict[str, Any], list[Refused]]]
@@ -92,10 +97,15 @@ def _rounds(run: Run, ledger: list[Entry]) -> Talk:
             scored, unscored = yield from _evaluate(run, round)
             row, refused = row | scored, refused + unscored
         row = {"round": round, "clients": []} | row | ({"refused": lines(refused)} if refused else {})
-        journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)})
+        taken = memory.taken(round)
+        signed = run.witnesses.given(client for client, _ in taken["members"])
+        journal.round(row | {"seconds": time.monotonic() - began, "bytes": summarise(ledger)}, sum=taken, **signed)
         checkpoints.commit(round, {"memory": memory.kept(), "before": before, "federation": federation(run.rolls)}, row.get("accuracy"))
     checkpoints.end()
-    done = journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
+    told = journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), memory.all()[0], "sealed")
+    mark = {"run": journal.run, "config": config.digest(), "round": config.rounds}
+    yield from run.witnesses.close(mark, memory.transcript.hex())
+    done = journal.conclude(told)
     yield from epochs.end(journal, run.rolls)  # the last of all: what is not written by now could not be resumed
     return done
 
@@ -106,17 +116,18 @@ def _train(run: Run, round: int) -> Heard:
     members = cohort(config, round, len(run.rolls))
     recipe, given = run.strategy.ask(run.first, round, ClientInfo(members[0], 0, 0, run.rolls[members[0]].rank))
     size, need = count(recipe.sent(given)), enough(config, len(members), max(run.strategy.fewest, config.seal.members))
-    away = config.fraction < 1 or round % OFTEN == 0
+    away, accused = config.fraction < 1 or round % OFTEN == 0, Counter[int]()
     for attempt in range(config.retries + 1):
-        messages = {c: memory.messages(c, round - 1, {"round": round}) for c in members}
+        asked = trusted(members, accused, need)
+        messages = {c: memory.messages(c, round - 1, {"round": round, **run.witnesses.shown(c)}) for c in asked}
         came = yield Question("train", round, messages, sealed.size(size, 32) + SLACK, need)
-        total, out = gather(came, size, config.seal.bits)
+        total, out = gather(run.witnesses.checked(came, memory.transcript.hex()), size, config.seal.bits)
         got = len(total.members) if total else 0
         if got >= need:
             memory.add(round, total)
             inside = ordered(total, teller(config, round, members))
             wish = {"round": round, "state": away}
-            told = yield from _report(round, inside, lambda c: memory.messages(c, round, wish), out, TRAINED, away)
+            told = yield from report(round, inside, lambda c: memory.messages(c, round, wish), out, TRAINED, away, accused)
             if told:
                 refused += out
                 say(run.journal, round, out)
@@ -141,7 +152,7 @@ def _evaluate(run: Run, round: int) -> Heard:
         got = len(scores.members) if scores else 0
         if got >= need:
             wish, inside = {**ask, "last": round == config.rounds}, ordered(scores, teller(config, round, range(len(run.rolls))))
-            told = yield from _report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out, EVALUATED)
+            told = yield from report(round, inside, lambda c: scored_by(memory, c, round, scores, wish), out, EVALUATED)
             if told:
                 refused += out
                 say(run.journal, round, out)
@@ -151,34 +162,6 @@ def _evaluate(run: Run, round: int) -> Heard:
         say(run.journal, round, out)
         again(run.journal, round, attempt, got, need, len(run.rolls), out, "evaluations")
     raise AssertionError("the last attempt returns or raises")
-
-
-def _report(
-    round: int, clients: Sequence[int], messages: Callable[[int], Iterator[tuple[Packed, Facts]]], refused: list[Refused],
-    figured: Sequence[str], state: bool = False,
-) -> Generator[Question, Iterable[Answer], Answer | None]:  # fmt: skip
-    """What the first of ``clients`` who can tells of the sum, the ``figured`` numbers, and the locked ``state`` if asked.
-
-    None when nobody can, or when two of them, or the only one, say that it does not open: one alone might lie.
-    """
-    closed = 0
-    for client in clients:
-        (told,) = yield Question("report", round, {client: messages(client)})
-        try:
-            if told.refused:
-                raise told.refused
-            if "refused" in told.facts:
-                closed += 1
-                raise Refused(client, "seal", str(told.facts["refused"]))
-            figures(told, *figured)
-            if state:
-                state_of(told)
-            return told
-        except Refused as reason:
-            refused.append(reason)
-            if closed == 2:
-                return None
-    return None
 
 
 def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Total | None, list[Refused]]:
@@ -198,9 +181,10 @@ def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Tot
                 if client in seen:
                     raise WireError("it has sent one already")
                 came = unpack(packed, OCTETS) if packed else {}
-                nonce, payload = (came.get(f"sealed.{part}", torch.zeros(0, dtype=torch.uint8)).numpy() for part in ("nonce", "payload"))
-                if nonce.shape != (sealed.NONCE,) or payload.shape != (sealed.size(size, bits),):
-                    raise WireError(f"it must have a nonce of {sealed.NONCE} bytes and {sealed.size(size, bits)} bytes more")
+                parts = (came.get(f"sealed.{part}", torch.zeros(0, dtype=torch.uint8)).numpy() for part in ("nonce", "echo", "payload"))
+                nonce, echo, payload = parts
+                if (nonce.shape, echo.shape) != ((sealed.NONCE,), (sealed.ECHO,)) or payload.shape != (sealed.size(size, bits),):
+                    raise WireError(f"it must have a nonce of {sealed.NONCE} bytes, an echo of {sealed.ECHO} and {sealed.size(size, bits)} bytes more")
             except Refused as error:
                 refused.append(error)
                 continue
@@ -208,7 +192,7 @@ def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Tot
                 refused.append(Refused(client, "seal", str(error)))
                 continue
             seen.add(client)
-            yield Sealed(client, nonce.tobytes(), np.ascontiguousarray(payload))
+            yield Sealed(client, nonce.tobytes(), np.ascontiguousarray(payload), echo.tobytes())
 
     messages = fitting()
     head = next(messages, None)
@@ -224,27 +208,3 @@ def scored_by(memory: Memory, client: int, round: int, scores: Total, facts: Fac
 def ordered(total: Total, first: int) -> list[int]:
     """Whom to ask of ``total``, one after another: the one who tells its numbers ``first``, if it is in it."""
     return sorted((client for client, _ in total.members), key=lambda client: (client != first, client))
-
-
-def figures(told: Answer, *names: str) -> dict[str, float]:
-    """The numbers of these ``names`` in a report; none where the client is not to tell them (`clients.tell`).
-
-    Raises Refused when it has some and lacks one, or has one that cannot be.
-    """
-    if not set(names) & set(told.facts):
-        return {}
-    try:
-        found = {name: float(told.facts[name]) for name in names}
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise Refused(told.client, "schema", f"a report must hold {' and '.join(names)}, got {sorted(map(str, told.facts))}") from None
-    if not all(0 <= value < math.inf and (value <= 1 or "loss" in name) for name, value in found.items()):
-        raise Refused(told.client, "metrics", f"a report's numbers must be finite, and shares at most 1, got {found}")
-    return found
-
-
-def state_of(told: Answer) -> Tensor:
-    """The locked state in a report. Raises Refused when there is none."""
-    try:
-        return unpack(told.packed, OCTETS)["sealed.state"]
-    except (AttributeError, KeyError, WireError):
-        raise Refused(told.client, "schema", "a report must bring the locked state it was asked for, got none") from None

@@ -30,6 +30,7 @@ from strategies.plan import cohort, evaluates, one_rank, orders, scores_own
 from strategies.plan import enough as enough_for
 from strategies.rollcall import Roll, federation, same, summary
 from strategies.talk import Answer, Question, Talk, again, enough, lines, say
+from strategies.witness import Witnesses, signers
 
 
 class Run(NamedTuple):
@@ -44,6 +45,7 @@ class Run(NamedTuple):
     downlink: Downlink
     checkpoints: Checkpoints
     counted: dict[int, int]
+    witnesses: Witnesses
 
     def mark(self, round: int) -> dict[str, Any]:
         """What tells a message of this run and round from all others; an answer says it, too."""
@@ -66,9 +68,9 @@ def federate(config: Config, journal: Journal, rolls: Sequence[Roll], start: Ada
     one_rank(strategy, config, infos.values())
     state, catchup = strategy.init(start), Catchup(strategy)
     downlink = Downlink(wire, catchup, config.seed, start)
-    journal.begin(len(rolls))
+    journal.begin(len(rolls), signers=signers(rolls))
     checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
-    return _rounds(Run(config, journal, strategy, rolls, infos, wire, downlink, checkpoints, {}), state, catchup, ledger)
+    return _rounds(Run(config, journal, strategy, rolls, infos, wire, downlink, checkpoints, {}, Witnesses(journal, rolls)), state, catchup, ledger)
 
 
 def _rounds(run: Run, state: State, catchup: Catchup, ledger: list[Entry]) -> Talk:
@@ -90,13 +92,15 @@ def _rounds(run: Run, state: State, catchup: Catchup, ledger: list[Entry]) -> Ta
             scores, unscored = yield from _evaluate(run, state, round)
             refused += unscored
         row = history_row(round, watch, sorted(scores), ledger, time.monotonic() - began)
-        journal.round(row | ({"refused": lines(refused)} if refused else {}))
+        journal.round(row | ({"refused": lines(refused)} if refused else {}), **run.witnesses.given(row["cohort"]))
         memory = {"catchup": catchup.kept(), "downlink": run.downlink.kept(), "counted": run.counted, "before": before}
         memory["federation"] = federation(run.rolls)
         checkpoints.commit(round, {"state": state, **memory}, row.get("accuracy"))
     checkpoints.end()
     whole = catchup.whole(state, run.strategy.view(state))
-    return journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), whole)
+    told = journal.finish(summary(run.rolls) | totals(journal.rounds, run.rolls[0].full_bytes, before), whole)
+    yield from run.witnesses.close(run.mark(config.rounds))
+    return journal.conclude(told)
 
 
 def _train(run: Run, state: State, round: int) -> Generator[Question, Iterable[Answer], tuple[State, Watch, list[Refused]]]:
@@ -110,7 +114,7 @@ def _train(run: Run, state: State, round: int) -> Generator[Question, Iterable[A
         for client in members:
             asked[client] = recipe, given = orders(run.strategy, config, state, round, run.infos[client])
             facts = {"recipe": recipe.to_json(), "scored": scores_own(config, round), "counted": run.counted.get(client, 0)}
-            facts["safe"] = run.checkpoints.safe(round)
+            facts |= {"safe": run.checkpoints.safe(round), **run.witnesses.shown(client)}
             messages[client] = run.downlink.messages(state, round - 1, client, given, run.mark(round) | facts)
         came = yield Question("train", round, messages, max(most(given) for _, given in asked.values()), need)
         updates = admitted(came, run, round, asked, watch, out, run.hopeless(attempt, len(members), need))
@@ -167,6 +171,7 @@ def admitted(
             sent = recipe.sent(given)
             update = update_of(answer.client, answer.facts, answer.packed, run.wire.differences, sent)
             admit(update, sent, run.infos[answer.client], run.config.gate.norm, recipe)
+            run.witnesses.heard(answer)
         except Refused as reason:
             refused.append(reason)
             if len(refused) > hopeless:

@@ -26,6 +26,7 @@ Code = Literal[
     "examples",      # a count of images that is not the roll call's
     "metrics",       # numbers that cannot be
     "seal",          # a sealed message that cannot be added
+    "record",        # no signature of the run's record, from a node that has a key
 ]
 CODES: tuple[Code, ...] = get_args(Code)
 ALWAYS = ("loss", "steps", "seconds")

@@ -8,37 +8,49 @@ import torch
 from torch import Tensor
 
 from fl.adapter import Adapter
+from fl.record import digest
 from fl.wire import sealed
 from fl.wire.flat import Packed, pack
 from fl.wire.octets import octets
 from fl.wire.sealed import Total
+from fl.wire.transcript import follow
 from strategies.talk import Facts
 
 OCTETS = octets()
 
 
 class Memory:
-    """What a blind server has: the newest locked state, the sums of the rounds after it, and what each client has seen."""
+    """What a blind server has: the newest locked state, the sums of the rounds after it, and what each client has seen.
 
-    def __init__(self, run: str, config: str = "") -> None:
-        self.run, self.config, self.safe = run, config, 0
+    ``transcript`` is T of the newest sum that was taken (`fl.wire.transcript`).
+    """
+
+    def __init__(self, run: str, config: str = "", transcript: bytes = b"") -> None:
+        self.run, self.config, self.safe, self.transcript = run, config, 0, transcript
         self.state: tuple[int, Tensor] | None = None
         self.sums: dict[int, Total] = {}
         self._seen: dict[int, int] = {}
 
     def kept(self) -> dict[str, Any]:
         """What a checkpoint holds of this memory."""
-        sums = {round: (list(map(list, _hex(total))), torch.from_numpy(total.payload)) for round, total in self.sums.items()}
-        return {"state": self.state, "sums": sums, "seen": dict(self._seen)}
+        sums = {round: (list(_hex(total)), torch.from_numpy(total.payload)) for round, total in self.sums.items()}
+        return {"state": self.state, "sums": sums, "seen": dict(self._seen), "transcript": self.transcript.hex()}
 
     def recall(self, kept: Mapping[str, Any]) -> None:
         """Remember what `kept` gave."""
-        self.state, self._seen = kept["state"], dict(kept["seen"])
-        self.sums = {r: Total(tuple((c, bytes.fromhex(n)) for c, n in members), payload.numpy()) for r, (members, payload) in kept["sums"].items()}
+        self.state, self._seen, self.transcript = kept["state"], dict(kept["seen"]), bytes.fromhex(kept["transcript"])
+        self.sums = {r: _total(members, payload) for r, (members, payload) in kept["sums"].items()}
 
     def add(self, round: int, total: Total) -> None:
         """Keep the sum of ``round``."""
         self.sums[round] = total
+
+    def taken(self, round: int) -> dict[str, Any]:
+        """Go on from the sum of ``round``; what the run's record holds of it."""
+        total = self.sums[round]
+        self.transcript = follow(self.transcript, round, total)
+        members = [[client, nonce.hex()] for client, nonce in total.members]
+        return {"members": members, "payload": digest(total.payload.tobytes()), "transcript": self.transcript.hex()}
 
     def drop(self, round: int) -> None:
         """Forget the sum of ``round``, which nobody took."""
@@ -69,5 +81,10 @@ class Memory:
         return {"sealed.state": state, **self.after(round)[0]}, round
 
 
-def _hex(total: Total) -> Iterator[tuple[int, str]]:
-    return ((client, nonce.hex()) for client, nonce in total.members)
+def _hex(total: Total) -> Iterator[list[int | str]]:
+    return ([client, nonce.hex(), echo.hex()] for (client, nonce), echo in zip(total.members, total.echoes, strict=True))
+
+
+def _total(members: list[list[Any]], payload: Tensor) -> Total:
+    pairs = tuple((client, bytes.fromhex(nonce)) for client, nonce, _ in members)
+    return Total(pairs, payload.numpy(), tuple(bytes.fromhex(echo) for *_, echo in members))

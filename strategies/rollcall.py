@@ -32,7 +32,8 @@ class Roll(NamedTuple):
     """One client's answer. ``digests`` has the names of ``MUST_AGREE``; ``full_bytes`` is a full model's float32 message.
 
     ``rank`` is that of its LoRA factors, None for a method without. ``train`` and ``evaluate`` are numbers of images, None
-    where the server is not to know them; then ``faults`` says that there are such images, and not how many.
+    where the server is not to know them; then ``faults`` says that there are such images, and not how many. ``signer`` is the
+    node's public key, one OpenSSH line, "" for a node that signs nothing.
     """
 
     client: int
@@ -45,6 +46,7 @@ class Roll(NamedTuple):
     faults: Mapping[str, int | bool]
     machine: str
     rank: int | None = None
+    signer: str = ""
 
     @property
     def epoch(self) -> int:
@@ -101,6 +103,11 @@ def agree(rolls: Sequence[Roll], own_code: str) -> None:
                 )
 
 
+def seal_key(rolls: Sequence[Roll]) -> str:
+    """The fingerprint of the key that a secure run's masks come from, which all have alike."""
+    return rolls[0].digests["seal"]
+
+
 FILES = {"key": "key file", "seal": "seal key (veilora key share)"}
 LASTING = ("key", "seal", "backbone", "classes", "split", "start")  # what a run has from its first round to its last
 
@@ -108,7 +115,8 @@ LASTING = ("key", "seal", "backbone", "classes", "split", "start")  # what a run
 def federation(rolls: Sequence[Roll]) -> dict[str, Any]:
     """What must be the same of the clients when a run is resumed."""
     clients = {str(roll.client): [roll.train, roll.evaluate, roll.rank] for roll in rolls}
-    return {"clients": len(rolls), **{name: rolls[0].digests[name] for name in LASTING}, "images and ranks": clients}
+    signers = {str(roll.client): roll.signer for roll in rolls if roll.signer}
+    return {"clients": len(rolls), **{name: rolls[0].digests[name] for name in LASTING}, "images and ranks": clients, "signers": signers}
 
 
 def same(kept: Mapping[str, Any], rolls: Sequence[Roll]) -> None:

@@ -13,12 +13,20 @@ from fl.keys import SharedKey
 from fl.models.vit import vit
 
 torch.set_num_threads(1)
+SLOW = 900  # seconds
 TINY = {"name": "vit_tiny_patch16_224", "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
 def first(n: int, values: list) -> list:
     """Of the ``values`` of a parameter the first n for the fast suite; the others are in the slow one."""
     return [value if i < n else pytest.param(value, marks=pytest.mark.slow) for i, value in enumerate(values)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A slow test has more time than the limit of pyproject.toml, unless it names a limit of its own."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW))
 
 
 @pytest.fixture(scope="session", autouse=True)

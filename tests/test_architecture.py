@@ -27,7 +27,7 @@ EDGES = {
     "simulations/inprocess.py", "simulations/cost.py", "simulations/bench/aggregate.py", "simulations/bench/rounds.py",
     "simulations/audit/broken.py", "simulations/audit/faults.py", "simulations/bench/echo/client_app.py", "simulations/bench/echo/server_app.py",
 }
-SERVER_SEES = ("fl.adapter", "fl.base", "fl.config", "fl.durable", "fl.journal", "fl.provenance", "fl.randomness", "fl.recipe", "fl.tree", "fl.wire")
+SERVER_SEES = ("fl.adapter", "fl.base", "fl.config", "fl.durable", "fl.journal", "fl.provenance", "fl.randomness", "fl.recipe", "fl.record", "fl.tree", "fl.wire")
 
 
 def imports(path: Path) -> set[str]:

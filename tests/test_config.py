@@ -94,7 +94,7 @@ def test_a_config_that_cannot_run_is_one_line_that_names_what_to_change(override
 @pytest.mark.parametrize(
     ("part", "given", "says"),
     [
-        ({"_target_": "fl.datasets.partition.nowhere"}, {}, "_target_ must name a function that can be imported"),
+        ({"_target_": "fl.datasets.partition.nowhere"}, {}, "a builder must be one that a file in conf/ names in _target_, got 'fl.datasets.partition.nowhere'"),
         ({"_target_": "fl.datasets.demo.demo", "train": -5}, {"image": 32}, "demo: train: Input should be greater than 0, got -5"),
         ({"_target_": "fl.datasets.demo.demo", "tarin": 5}, {"image": 32}, "demo: tarin: Unexpected keyword argument"),
         ({"_target_": "fl.models.melo.melo", "rank": 0}, {}, "melo: rank: Input should be greater than 0, got 0"),
@@ -112,13 +112,13 @@ def test_a_place_below_home_needs_no_quotes():
     assert (config.key, config.own, config.data["root"], config.nodes[1].own) == ("~/veilora/other-key", "~", "~/a.b/c", "~/x")
 
 
-PLACES = {"own": "/d", "engine": "inprocess", "diagnostics": 3, "key": "/k", "seal_key": "/k", "output": "/o", "state": "/s", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}, "rank": 2,
+PLACES = {"own": "/d", "node_key": "/n", "engine": "inprocess", "diagnostics": 3, "key": "/k", "seal_key": "/k", "output": "/o", "state": "/s", "device": "cpu", "keep": 1.0, "wait": 5.0, "timeout": 5.0, "nodes": {0: {"key": "/k"}}, "rank": 2,
           "quorum": 0.5, "retries": 2, "gate": {"norm": 9.0}, "checkpoint": {"every": 3}, "resume": "a-run"}
 SEEN = {
     "name": "other", "seed": 1, "rounds": 9, "clients": 3, "fraction": 0.5, "evaluate_every": 2, "validation": 0.2,
     "evaluate_on": "validation", "start": "public", "image_keys": "own", "precision": "bfloat16", "threads": 2, "together": 2, "step": "plain", "attention": "plain", "personal": False,
-    "model": {"patch": 16}, "data": {"train": 77}, "partition": {"_target_": "other"}, "cipher": {"_target_": "other"},
-    "method": {"rank": 2}, "codec": {"_target_": "other"}, "codecs": {"head": {"_target_": "other"}}, "feedback": False, "blind": True, "seal": {"bits": 12}, "tell": {"loss": 1}, "strategy": {"_target_": "other"}, "recipe": {"mu": 0.5},
+    "model": {"patch": 16}, "data": {"train": 77}, "partition": {"_target_": "fl.datasets.partition.shards"}, "cipher": {"_target_": "fl.ciphers.plain.plain"},
+    "method": {"rank": 2}, "codec": {"_target_": "fl.wire.half.half"}, "codecs": {"head": {"_target_": "fl.wire.half.half"}}, "feedback": False, "blind": True, "seal": {"bits": 12}, "tell": {"loss": 1}, "strategy": {"_target_": "strategies.fedadam.fedadam"}, "recipe": {"mu": 0.5},
 }  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def test_timm_alone_reads_the_merged_model(method, base, left, tmp_path, picture
     close(forward(model)(pictures), logits(restore(run), pictures))
     assert record["difference"] < 1e-5 * record["largest"] and set(record["files"]) == {"README.md", "config.json", "model.safetensors", "veilora.json"}
     config = timm.data.resolve_model_data_config(model)
-    assert config["input_size"] == (3, 32, 32) and list(config["mean"]) == list(config["std"]) == [0.5] * 3 and config["crop_pct"] == 1.0
+    assert tuple(config["input_size"]) == (3, 32, 32) and list(config["mean"]) == list(config["std"]) == [0.5] * 3 and config["crop_pct"] == 1.0
     assert tuple(json.loads((tmp_path / "out" / "config.json").read_text())["label_names"]) == CLASSES
 
 

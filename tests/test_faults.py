@@ -18,9 +18,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.error import Error
 from test_simulation import by_flower, home, settings  # noqa: F401
 
-from clients import gate, local
+from clients import failure, gate, local
 from clients.client_app import app as client_app
-from clients.client_app import without_paths
 from fl.config import load
 from fl.recipe import Recipe
 from fl.wire.flat import Packed, WireError, pack
@@ -75,13 +74,14 @@ def test_a_record_of_what_was_refused_is_kept_and_names_no_path(home, tmp_path, 
         return real(client, round, *more)
 
     monkeypatch.setattr(local, "train", broken)
+    monkeypatch.setattr(failure, "simulated", lambda: False)
     summary, _ = by_flower(home, tmp_path, "quorum=0.6 timeout=5")
     rows = [json.loads(line) for line in next(tmp_path.glob("demo-*/rounds.jsonl")).read_text().splitlines()]
     assert [[(r["client"], r["code"]) for r in row["refused"]] for row in rows] == [[(1, "client_error")], [(2, "client_error")]]
-    assert rows[0]["refused"][0]["reason"] == "it failed inside (RuntimeError); look at its log" and [row["cohort"] for row in rows] == [[0, 2], [0, 1]]
-    assert rows[1]["refused"][0]["reason"] == "<output>: No such file or directory" and summary["refused"] == {"client_error": 2}
+    assert rows[0]["refused"][0]["reason"] == "a fault inside; its log says why" and [row["cohort"] for row in rows] == [[0, 2], [0, 1]]
+    assert rows[1]["refused"][0]["reason"] == "its files: output: No such file or directory; its log says why" and summary["refused"] == {"client_error": 2}
     said = capsys.readouterr().out
-    assert "round 1: left out (client_error): client 1: it failed inside" in said and "7.png" not in said and "Mary" not in said
+    assert "round 1: left out (client_error): client 1: a fault inside" in said and "7.png" not in said and "Mary" not in said
 
 
 def test_a_round_below_the_quorum_is_tried_again_and_is_then_as_if_it_had_never_failed(home, tmp_path, monkeypatch, capsys):
@@ -99,7 +99,7 @@ def test_a_round_below_the_quorum_is_tried_again_and_is_then_as_if_it_had_never_
     _, adapter = by_flower(home, tmp_path / "b", lossy, "retries=2")
     assert all(torch.equal(adapter[n], steady[n]) for n in steady) and capsys.readouterr().out.count("the round is tried again") == 2
     failed.clear()
-    with pytest.raises(QuorumLost, match=r"quorum lost: round 2 needs updates of 3 of 3 clients, got [12]; client 1: no space left \(client_error\); resume with resume=demo-"):
+    with pytest.raises(QuorumLost, match=r"quorum lost: round 2 needs updates of 3 of 3 clients, got [12]; client 1: .*no space left \(client_error\); resume with resume=demo-"):
         by_flower(home, tmp_path / "c", lossy, "retries=1")
 
 
@@ -206,17 +206,23 @@ def test_a_worker_of_ray_that_is_killed_ends_the_run_loudly_and_it_can_be_resume
     """Flower itself calls such a run completed: the worker is never started again, and its clients fail to the end."""
     words = settings(home, tmp_path, "clients=3 rounds=8 quorum=0.3 retries=3").split()
 
+    over = threading.Event()
+
     def kill() -> None:
         while not list(tmp_path.glob("demo-*/rounds.jsonl")):
-            time.sleep(0.1)
+            if over.wait(0.1):  # a run that ends without a round leaves nobody to kill
+                return
         (victim, *_) = [p for p in processes.tree(os.getpid()) if b"ClientAppActor" in (processes.PROC / str(p) / "cmdline").read_bytes()]
         os.kill(victim, signal.SIGKILL)
 
     with engine() as own:
         killer = threading.Thread(target=kill)
         killer.start()
-        assert not own.run(3, 2, words)
-        killer.join()
+        try:
+            assert not own.run(3, 2, words)
+        finally:
+            over.set()
+            killer.join()
         assert "error: a worker of the engine died at the work of client" in capfd.readouterr().out
         (run,) = tmp_path.glob("demo-*")
         assert not (run / "summary.json").exists()
@@ -440,11 +446,3 @@ def test_a_client_counts_no_rounds_that_are_not_in_the_run(since, upto):
     gate.span({"since": 0, "upto": 5}, load("rounds=5"))
     with pytest.raises(WireError, match="sums must be of rounds of this run"):
         gate.span({"since": since, "upto": upto}, load("rounds=5"))
-
-
-def test_a_line_that_leaves_a_client_names_no_path():
-    said = without_paths("cannot open /srv/hospital/a.png or ~/keys/one: see https://flower.ai/docs/x and 3/4 of a/b", None)
-    assert said == "cannot open <path> or <path>: see https://flower.ai/docs/x and 3/4 of a/b"
-    assert without_paths("No such file: '/home/jane doe/Mary Smith (1970).png'", None) == "No such file: <path>"
-    config = load("key='/home/jane doe/key' output=/srv/runs")
-    assert without_paths("key file /home/jane doe/key is missing; /srv/runs/x y", config) == "key file <key> is missing; <output>/... y"

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from test_simulation import by_flower, by_loop, equal, home, settings  # noqa: F401
 
-from clients import client_app, holdings, local, partition
+from clients import client_app, failure, holdings, local, partition
 from fl import keys
 from fl.config import Config, ConfigError, load
 from fl.datasets import DataError, own
@@ -105,7 +105,7 @@ def test_a_node_names_its_folder_in_its_own_settings(home, tmp_path):
     context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={"overrides": words})
     there, here = client_app.at_node(context, 1), load(words)
     assert there.own == "/mine" and here.own is None and there.digest() == here.digest()
-    assert client_app.without_paths("x in /mine is damaged", there) == "x in <own> is damaged"
+    assert failure.closed(DataError("x in /mine is damaged"), there) == "its pictures: own; its log says why"
     with pytest.raises(ConfigError, match="own: must be absolute"):
         load(words + " own=mine")
 

@@ -294,7 +294,7 @@ def test_a_server_that_is_killed_at_any_moment_goes_on_as_if_it_had_not_been(hom
     for moment in range(5):
         out, resume, kills = tmp_path / str(moment), "", 0
         while not (out / "run" / "summary.json").exists():
-            process = context.Process(target=killed, args=(home, out, f"{words} {resume}", run))
+            process = context.Process(target=killed, args=(home, out, f"{words} {resume}", run), daemon=True)
             process.start()
             process.join(stream.uniform(0.1, 1.0) * lasts if kills < 2 else None)
             if process.is_alive():

@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -19,17 +21,20 @@ from typing import Iterable, Iterator, NamedTuple
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from hostile import OVERRIDES
 from PIL import Image
 from test_simulation import SMALL, settings
 
-from clients import client_app, holdings, local, partition, workbench
+from clients import client_app, failure, holdings, local, partition, workbench
 from fl import keys
 from fl.adapter import PATCH_EMBED
-from fl.config import load
+from fl.config import ConfigError, OverrideError, load
 from fl.datasets import own
 from fl.provenance import ROOT
+from fl.wire.records import facts_of, to_content
 from simulations import grid, inprocess
 from simulations.report.page import write as write_report
 from strategies.exchange import RunFailed
@@ -279,37 +284,123 @@ def no_state(jane: Path) -> str:
     return "strategy=scaffold recipe.optimizer=sgd +nodes.1.state=~/file/state"
 
 
+def strange_class(jane: Path) -> str:
+    for place in ("train/disc", "train/ring", "test/disc", "test/Mary_Smith"):
+        (jane / "classes" / place).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(jane / "classes" / place / "Mary_Smith.png")
+    return "data=folder data.root=~/classes"
+
+
 FAILURES = {
-    "missing key": (lambda jane: "+nodes.1.key=~/elsewhere/key", "key file <key> is missing"),
-    "short key": (short_key, "<key>"),
-    "open key": (open_key, "<key>"),
-    "missing pictures": (lambda jane: "data=folder data.root=~/pictures", "<data.root>"),
-    "missing CIFAR": (lambda jane: "data=cifar10 data.root=~/cifar", "<data.root>"),
-    "missing weights": (lambda jane: "+nodes.1.weights=~/some/weights.safetensors", "<model.weights>"),
-    "damaged folder": (damaged, "partition.safetensors in <own> must have"),
-    "no place for state": (no_state, "<state>"),
-    "something else": (lambda jane: "", "it failed inside (ValueError); look at its log"),
+    "missing key": (lambda jane: "+nodes.1.key=~/elsewhere/key", "its key: key"),
+    "short key": (short_key, "its key: key"),
+    "open key": (open_key, "its key: key"),
+    "missing pictures": (lambda jane: "data=folder data.root=~/pictures", "its pictures: data.root"),
+    "missing CIFAR": (lambda jane: "data=cifar10 data.root=~/cifar", "its pictures: data.root"),
+    "a class of nobody else": (strange_class, "its pictures: data.root"),
+    "missing weights": (lambda jane: "+nodes.1.weights=~/some/weights.safetensors", "its model: model.weights"),
+    "damaged folder": (damaged, "its pictures: own"),
+    "no place for state": (no_state, "its files: state: Not a directory"),
+    "something else": (lambda jane: "", "a fault inside"),
 }
 
 
-@pytest.mark.parametrize("kind", slow(FAILURES, *(kind for kind in FAILURES if kind not in ("damaged folder", "something else"))))
-def test_a_failure_tells_the_server_neither_secrets_nor_places(jane, sent, capfd, caplog, kind, monkeypatch):
+@pytest.fixture
+def deployed(monkeypatch) -> None:
+    """Clients that answer as on machines of different owners."""
+    monkeypatch.setattr(failure, "simulated", lambda: False)
+
+
+@pytest.mark.parametrize("kind", slow(FAILURES, *(kind for kind in FAILURES if kind not in ("damaged folder", "a class of nobody else", "something else"))))
+def test_a_failure_tells_the_server_neither_secrets_nor_places(jane, deployed, sent, capfd, caplog, kind, monkeypatch):
     caplog.set_level(logging.DEBUG)
     if kind == "something else":
         monkeypatch.setattr(local, "train", lambda *_: (_ for _ in ()).throw(ValueError(f"no such thing\nas {jane}/a.png, {jane}/veilora/key")))
     prepare, says = FAILURES[kind]
     words = words_of(prepare(jane))
-    if kind.startswith("missing ") and "data=" in words:
+    if "data=folder" in words or "data=cifar10" in words:
         words = words.replace("data.train=120 data.test=60", "")
     with pytest.raises(RunFailed) as caught:
         inprocess.run(server_app, client_app.app, CLIENTS, words)
-    assert "client " in str(caught.value) and says in str(caught.value) and "\n" not in str(caught.value)
+    assert re.search(rf"client \d: {re.escape(says)}; its log says why", str(caught.value)) and "\n" not in str(caught.value)
     needles = secrets_of(words_of())
     secret = (jane / "veilora" / "key").read_bytes()
     hay = sent | said(capfd, caplog)
     assert search(hay, needles | {"most of the key": Exactly((secret[:31], secret[:16], repr(secret)[2:30].encode()))}) == set()
     hay.pop("log")  # which stays at home
-    assert search(hay | {"reason": str(caught.value).encode()}, {"home": Exactly((str(jane.parents[1]).encode(),))}) == set()
+    personal = {"home": Exactly((str(jane.parents[1]).encode(),)), "a name": Exactly((b"Mary_Smith", b"no such thing"))}
+    assert search(hay | {"reason": str(caught.value).encode()}, personal) == set()
+
+
+def test_in_a_simulation_a_failure_is_told_in_full(jane):
+    with pytest.raises(RunFailed, match=f"client 1: key file {jane}/elsewhere/key is missing"):
+        inprocess.run(server_app, client_app.app, CLIENTS, words_of("+nodes.1.key=~/elsewhere/key"))
+
+
+@pytest.mark.slow
+def test_a_node_of_a_deployment_is_no_simulation():
+    script = (
+        "import clients.client_app, clients.node, flwr.supernode.runtime.run_clientapp, flwr.supernode.start_client_internal\n"
+        "from clients import failure\n"
+        "assert not failure.simulated()\n"
+        "import simulations.inprocess\n"
+        "assert failure.simulated()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+TELLTALE = "s3cret-" + os.urandom(6).hex()
+"""What the errors of the next tests are full of: a value of the environment, of node.toml, of a YAML file, a file's name, a class."""
+
+
+def raised(jane: Path) -> dict[str, Exception]:
+    """An error of each kind, with what may not leave in all that it has."""
+    kinds = {kind.__name__: kind(TELLTALE) for kind, _, _ in failure.PARTS}
+    named = OverrideError(TELLTALE, TELLTALE)
+    return kinds | {
+        "settings that are none": ConfigError(TELLTALE, TELLTALE, f"recipe.{TELLTALE}", f"nodes.{TELLTALE}.key"),
+        "a rule that is none": named,
+        "a file": FileNotFoundError(2, TELLTALE, f"{jane}/veilora/state/{TELLTALE}.png"),
+        "a file of another place": PermissionError(13, TELLTALE, f"/srv/{TELLTALE}"),
+        "an error without a number": OSError(TELLTALE),
+        "a kind of its own": type(TELLTALE, (Exception,), {})(TELLTALE),
+    }
+
+
+@pytest.mark.parametrize("kind", raised(Path("/")))
+def test_no_kind_of_error_carries_a_value_out(jane, deployed, sent, monkeypatch, caplog, kind):
+    monkeypatch.setattr(local, "roll", lambda client: (_ for _ in ()).throw(raised(jane)[kind]))
+    with pytest.raises(RunFailed, match="^client 0: [a-z]") as caught:
+        inprocess.run(server_app, client_app.app, CLIENTS, words_of())
+    assert TELLTALE in caplog.text
+    mail = {name: blob for name, blob in sent.items() if name.endswith(" up")}
+    assert mail and search(mail | {"reason": str(caught.value).encode()}, {"telltale": Exactly((TELLTALE.encode(),))}) == set()
+
+
+def asked(words: str, **node: str) -> tuple[str, bytes]:
+    """What a node that is given ``words`` says, and all that it sends."""
+    grid = inprocess.InProcessGrid(client_app.app, 1, {"overrides": words}, {0: node})
+    (reply,) = grid.send_and_receive([Message(to_content({"run": "a-run"}), dst_node_id=1000, message_type="query")])
+    return facts_of(reply)["error"], b"".join(part.deflate() for part in get_all_nested_objects(reply).values())
+
+
+@pytest.mark.parametrize(("typed", "rule"), OVERRIDES, ids=[typed[:40] for typed, _ in OVERRIDES])
+def test_a_node_answers_hostile_overrides_with_the_rule_and_nothing_of_its_own(typed, rule, jane, deployed, monkeypatch):
+    for name in ("HOME", "X", "AWS_SECRET_ACCESS_KEY", "USER"):
+        monkeypatch.setenv(name, f"{jane}/{TELLTALE}")
+    (jane / "veilora" / "node.yaml").write_text(f"name: {TELLTALE}\n")
+    line, mail = asked(typed.replace("file:///root/veilora", f"file://{jane}/veilora"))
+    assert line == f"overrides: {rule}" and TELLTALE.encode() not in mail and b"users" not in mail
+
+
+def test_a_nodes_own_settings_are_told_by_their_names(jane, deployed):
+    own = {"key-path": f"{jane}/{TELLTALE}/key", "device": TELLTALE}
+    line, mail = asked("", **own)
+    assert line == "its config: device; its log says why" and TELLTALE.encode() not in mail
+    line, mail = asked("", **own | {"device": "cpu"})
+    assert line == "its key: key; its log says why" and TELLTALE.encode() not in mail
+    line, mail = asked("", rank=TELLTALE)
+    assert line == "its config: rank; its log says why" and TELLTALE.encode() not in mail
 
 
 def zipped(blob: bytes) -> bytes:

@@ -207,7 +207,7 @@ def test_a_run_leaves_its_record_and_no_secret(home, tmp_path):
     by_flower(home, tmp_path)
     (folder,) = tmp_path.glob("demo-*")
     left = {p.name for p in folder.iterdir()}
-    assert left == {"config.yaml", "environment.json", "rounds.jsonl", "summary.json", "adapter.safetensors", "curve.svg", "preview.png", "split.json", "classes.json", "command.json", "checkpoints"}
+    assert left == {"config.yaml", "environment.json", "rounds.jsonl", "record.jsonl", "summary.json", "adapter.safetensors", "curve.svg", "preview.png", "split.json", "classes.json", "command.json", "checkpoints"}
     assert len((folder / "rounds.jsonl").read_text().splitlines()) == 2
     secret = (home / "key").read_bytes()
     assert not any(secret in p.read_bytes() or secret.hex().encode() in p.read_bytes() for p in folder.rglob("*") if p.is_file())

@@ -37,6 +37,7 @@ num-partitions = @nodes@
 key-path = "@key@"                  # may be a credential: /run/credentials/<unit>/image.key
 seal-key-path = "@var@/seal.key"    # in a folder that the service may write, for it steps when a run ends
 state-path = "@var@/state"
+node-key-path = "@home@/node.key"   # with it this node signs the record of a run
 device = "@device@"
 @data@
 # partition-path = "/data/mine"      # in data-path's place: this client's pictures alone, as `veilora partition` wrote them

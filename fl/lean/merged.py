@@ -62,7 +62,10 @@ class MergedQKV:
         parts = [(at - first, part, c * part.scale) for at, part, c in self.parts if first <= at < last]
         places = [(slice(at * self.d, (at + 1) * self.d), scale) for at, _, scale in parts]
         factors = [t for _, part, _ in parts for t in part.factors()]
-        return _Merged.apply(x, self.merged[..., rows, :], self.bias[rows], places, *factors)
+        weight, bias = self.merged[..., rows, :], self.bias[rows]
+        if not torch.is_grad_enabled():  # Dynamo would call a forward of two factors without its ctx (torch 2.14)
+            return _forward(x, weight, bias)
+        return _Merged.apply(x, weight, bias, places, *factors)
 
 
 class WholeQKV:
@@ -98,6 +101,11 @@ def _scaled(rows: Tensor, d: int, scale: float) -> Tensor:
     return torch.cat([rows[:d] * scale, rows[d:]])
 
 
+def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W'^T + b; a W' of C clients (C, ...) takes a C-th of the rows of x each."""
+    return product(x, weight, bias) if weight.dim() == 2 else affine(x, weight, bias)
+
+
 class _Merged(torch.autograd.Function):
     """y = x W'^T + b, with gradients for x and for A_i, B_i on the output's ``places`` (rows, scale)."""
 
@@ -107,7 +115,7 @@ class _Merged(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, *factors)
         ctx.weight, ctx.places = weight, places  # a buffer that the next step writes, after this step's backward
-        return product(x, weight, bias) if weight.dim() == 2 else affine(x, weight, bias)
+        return _forward(x, weight, bias)
 
     @staticmethod
     @once_differentiable

@@ -4,6 +4,7 @@
     adding      word by word, modulo 2^b; of the last four three modulo 2^64 and the tag modulo p = 2^61 - 1
 
 A total carries the list of who is in it, each with the nonce of its mask: whoever holds the key takes exactly these masks off.
+Beside it stands each one's echo, by which who takes the sum hears where that client stands (`fl.wire.echo`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from fl.wire.flat import WireError
 
 Bits = Literal[12, 16, 32]
 NONCE = 16  # bytes
+ECHO = 32   # bytes
+ROW = 4 + NONCE + ECHO  # of one member in the list as it travels
 TAIL = 4    # words of 64 bits: images, values that were clipped, loss, tag
 PRIME = 2**61 - 1   # p, in whose field the tag is
 ROOM = 2**31        # images in a sum, at most: with them no number of the tail reaches p (`fl.wire.masks`)
@@ -29,13 +32,15 @@ class Sealed(NamedTuple):
     client: int
     nonce: bytes
     payload: np.ndarray
+    echo: bytes = bytes(ECHO)
 
 
 class Total(NamedTuple):
-    """A sum of masked messages and who is in it, in the order of clients."""
+    """A sum of masked messages and who is in it, in the order of clients; their echoes in the same order."""
 
     members: tuple[tuple[int, bytes], ...]
     payload: np.ndarray
+    echoes: tuple[bytes, ...]
 
 
 def size(count: int, bits: Bits) -> int:
@@ -50,21 +55,22 @@ def add(messages: Iterable[Sealed], count: int, bits: Bits) -> Total:
     doubled or cut message would open to a wrong mean or to none.
     """
     members: dict[int, bytes] = {}
+    echoes: dict[int, bytes] = {}
     total, tail, tag = np.zeros(count + count % 2, np.uint32), np.zeros(TAIL, np.uint64), 0
-    for client, nonce, payload in messages:
+    for client, nonce, payload, echo in messages:
         if client in members:
             raise WireError(f"client {client} must be in a sum once, got it twice")
-        if len(nonce) != NONCE or payload.dtype != np.uint8 or payload.shape != (size(count, bits),):
-            raise WireError(f"client {client}: a sealed message must have a nonce of {NONCE} bytes and {size(count, bits)} bytes more")
+        if (len(nonce), len(echo)) != (NONCE, ECHO) or payload.dtype != np.uint8 or payload.shape != (size(count, bits),):
+            raise WireError(f"client {client}: a sealed message must have a nonce of {NONCE} bytes, an echo of {ECHO} and {size(count, bits)} bytes more")
         words, last = split(payload, bits)
         total += words
         tail += last
         tag = (tag + int(last[-1])) % PRIME
-        members[client] = bytes(nonce)
+        members[client], echoes[client] = bytes(nonce), bytes(echo)
     if not members:
         raise WireError("a sum needs messages, got none")
     tail[-1] = tag
-    return Total(tuple(sorted(members.items())), join(total, tail, bits))
+    return Total(tuple(sorted(members.items())), join(total, tail, bits), tuple(echoes[client] for client in sorted(members)))
 
 
 def listed(total: Total) -> bytes:
@@ -73,18 +79,20 @@ def listed(total: Total) -> bytes:
 
 
 def named(label: str, total: Total) -> dict[str, Tensor]:
-    """``total`` as named tensors, for the wire: its payload, and uint8 (m, 4 + NONCE) of client and nonce for each member."""
+    """``total`` as named tensors, for the wire: its payload; for each member uint8 (4 + NONCE,) of client and nonce, and its echo."""
     members = torch.frombuffer(bytearray(listed(total)), dtype=torch.uint8).reshape(-1, 4 + NONCE)
-    return {f"sealed.{label}.members": members, f"sealed.{label}.payload": torch.from_numpy(total.payload)}
+    echoes = torch.frombuffer(bytearray(b"".join(total.echoes)), dtype=torch.uint8).reshape(-1, ECHO)
+    return {f"sealed.{label}.members": torch.cat([members, echoes], 1), f"sealed.{label}.payload": torch.from_numpy(total.payload)}
 
 
 def total_of(label: str, tensors: Mapping[str, Tensor]) -> Total:
     """The total that `named` made into tensors. Raises WireError when there is none of that shape."""
     members, payload = (tensors.get(f"sealed.{label}.{part}", torch.zeros(0)) for part in ("members", "payload"))
-    if members.ndim != 2 or members.shape[1] != 4 + NONCE or payload.ndim != 1 or {members.dtype, payload.dtype} != {torch.uint8}:
+    if members.ndim != 2 or members.shape[1] != ROW or payload.ndim != 1 or {members.dtype, payload.dtype} != {torch.uint8}:
         raise WireError(f"a sum must come with its members and its payload, got {tuple(members.shape)} and {tuple(payload.shape)}")
-    pairs = [(int.from_bytes(row[:4], "little"), row[4:]) for row in map(bytes, members.numpy())]
-    return Total(tuple(pairs), payload.numpy())
+    rows = [bytes(row) for row in members.numpy()]
+    pairs = ((int.from_bytes(row[:4], "little"), row[4 : 4 + NONCE]) for row in rows)
+    return Total(tuple(pairs), payload.numpy(), tuple(row[4 + NONCE :] for row in rows))
 
 
 def split(payload: np.ndarray, bits: Bits) -> tuple[np.ndarray, np.ndarray]:

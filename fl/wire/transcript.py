@@ -25,7 +25,12 @@ def begin(run: str, config: Config, key: str) -> bytes:
 
 def follow(transcript: bytes, round: int, total: Total) -> bytes:
     """T_r from T_{r-1} and the sum that was taken in ``round``."""
-    return _digest(transcript, str(round).encode(), listed(total), hashlib.sha256(total.payload).digest())
+    return step(transcript, round, listed(total), hashlib.sha256(total.payload).digest())
+
+
+def step(transcript: bytes, round: int, members: bytes, payload: bytes) -> bytes:
+    """T_r from the list of members (`fl.wire.sealed.listed`) and the digest of the payload: all that a record holds of a sum."""
+    return _digest(transcript, str(round).encode(), members, payload)
 
 
 def bound(transcript: bytes, kind: Literal["train", "evaluate"]) -> str:

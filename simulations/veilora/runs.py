@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,24 @@ def report(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, 
 
     record = run.read(folder)
     answer(format, record, run.markdown(record))
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="of a run")],
+    keys: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="the nodes' public keys, node-N.pub")] = None,
+    format: As = Format.text,
+) -> None:
+    """Check a run's record: its chain, rows, files and signatures; exit status 6 where something does not hold."""
+    from fl.durable import IntegrityError
+    from simulations import verify
+
+    try:
+        found = verify.verify(folder, keys)
+    except IntegrityError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(6) from None
+    answer(format, found._asdict(), verify.told(found))
 
 
 @app.command()

@@ -9,7 +9,7 @@ import pytest
 from test_simulation import by_flower, by_loop, equal, home, settings  # noqa: F401
 
 from clients import blind as client_side
-from clients import epochs, local, standing
+from clients import epochs, failure, local, standing
 from clients.client_app import app as client_app
 from fl import keys, seal_key
 from fl.adapter import norm, sub
@@ -26,7 +26,7 @@ from strategies.server_app import app as server_app
 from strategies.talk import RunFailed
 
 BLIND = "blind=true seal.largest=200"
-RUNS = pytest.mark.parametrize("run", [by_loop, by_flower], ids=["loop", "flower"])
+RUNS = pytest.mark.parametrize("run", [by_flower, pytest.param(by_loop, marks=pytest.mark.slow)], ids=["flower", "loop"])
 
 
 def apart(out: Path, of: int = 3) -> str:
@@ -280,3 +280,18 @@ def test_with_image_keys_of_their_own_the_adapter_is_that_of_a_shared_one(home, 
 def test_image_keys_of_their_own_need_a_keyed_start():
     with pytest.raises(ConfigError, match="need start=keyed, got start=public; set start=keyed or image_keys=shared"):
         load("image_keys=own start=public")
+
+
+# What a coordinator hears of it
+
+
+def test_in_a_deployment_a_failure_of_the_seal_key_is_told_by_a_rule_or_a_setting_alone(tmp_path):
+    seal_key.create(tmp_path / "jane" / "seal.key")
+    errors = []
+    for work in (lambda: seal_key.advance(tmp_path / "jane" / "seal.key", 2 * LEAP), lambda: seal_key.read(tmp_path / "none")):
+        with pytest.raises(keys.KeyFileError) as caught:
+            work()
+        errors.append(caught.value)
+    assert [failure.closed(error, None) for error in (*errors, standing.Stepped("seal key 0-ab"))] == [
+        "its key: the seal key is too far behind", "its key: seal_key; its log says why", "the seal: another run has ended since this one began",
+    ]  # fmt: skip

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 from clients import local, tell, witness
 from clients.carried import CONTROL, Behind
 from clients.echo import Strangers, sounding
+from clients.keepsakes import final
 from clients.notes import Notes
 from clients.standing import Standing, keep, locked, octets_of, opening, recalled, start
 from clients.units import flat, measured, shaped, units
@@ -104,9 +104,8 @@ def report(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> An
         said = tells(client, run, standing, unpack(packed, OCTETS))
     except SealError as error:
         return {"refused": str(error)} | ({"strangers": error.clients} if isinstance(error, Strangers) else {}), None
-    if facts.get("last"):
-        folder = Path(client.config.output).expanduser() / client.drawer(run).folder.parent.name  # which checks the server's word
-        adapters.save(strategy_of(client.config).view(standing.state), folder / "adapter.safetensors")
+    if facts.get("last") and standing.round == client.config.rounds:  # whatever the server calls the last
+        said["kept"] = final(client, run, strategy_of(client.config).view(standing.state))
     if not facts.get("state"):
         return said, None
     return said, pack({"sealed.state": locked(client, run, standing)}, OCTETS)

@@ -3,8 +3,8 @@
 It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``. It judges
 them as the server judges its answers (`clients.gate`), and an answer says of which run, round and config it is.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
-run's config ``key-path``, ``seal-key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``, ``node-key-path``,
-``device``, ``rank``.
+run's config ``key-path``, ``seal-key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``,
+``output-path``, ``node-key-path``, ``device``, ``rank``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients import blind, carried, epochs, failure, gate, link, local, witness
+from clients import blind, carried, epochs, expected, failure, gate, link, local, policy, witness
 from clients.carried import CONTROL, PERSONAL, Behind
 from clients.keepsakes import keepsakes
 from fl.adapter import Adapter
@@ -39,7 +39,7 @@ log = logging.getLogger("veilora.client")
 
 NODE_SETTINGS = {
     "key-path": "key", "seal-key-path": "seal_key", "data-path": "data_root", "weights-path": "weights", "partition-path": "own",
-    "state-path": "state", "device": "device", "rank": "rank", "node-key-path": "node_key",
+    "state-path": "state", "output-path": "output", "device": "device", "rank": "rank", "node-key-path": "node_key",
 }  # fmt: skip
 
 
@@ -89,6 +89,7 @@ def at_node(context: Context, index: int) -> Config:
 def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     """The roll call; the first client also keeps a preview and the split, on its own machine. In a blind run, a report."""
     wish = facts_of(message)
+    under = {"policy": policy.in_force.get(), "signer": witness.public(client.config)}
     if wish.get("closing"):
         gate.mark(wish, client.config)
         return (blind.close if client.config.blind else witness.attest)(client, wish), None
@@ -96,13 +97,13 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
         gate.mark(wish, client.config), gate.span(wish, client.config)
         return blind.report(client, wish, received_in(client, message))
     if client.config.blind and "epoch" in wish:
-        return epochs.end(client, wish) if "end" in wish else (epochs.catch_up(client, wish), None)
+        return epochs.end(client, wish) if "end" in wish else (epochs.catch_up(client, wish) | under, None)
     if wish.get("start"):
         return {}, pack(client.bench.start, WHOLE)
-    run = str(wish.get("run", ""))
-    if client.index == 0 and re.fullmatch(r"[a-z0-9_-]+", run):
-        keepsakes(client, Path(client.config.output).expanduser() / run)
-    return {**local.roll(client), "signer": witness.public(client.config)}, None
+    run, roll = str(wish.get("run", "")), local.roll(client) | under
+    if client.index == 0 and re.fullmatch(r"[a-z0-9_-]{1,128}", run):
+        roll["kept"] = keepsakes(client, Path(client.config.output).expanduser() / run)
+    return roll, None
 
 
 @app.train()
@@ -113,8 +114,9 @@ def train(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
     if client.config.blind:
         gate.mark(facts, client.config), gate.span(facts, client.config)
         return blind.train(client, facts, received_in(client, message))
-    mark, recipe, (safe, counted) = gate.mark(facts, client.config), gate.recipe_of(facts, client.config), gate.past(facts)
+    mark, (safe, counted) = gate.mark(facts, client.config), gate.past(facts)
     run, round, drawer = mark["run"], mark["round"], client.drawer(mark["run"])
+    recipe = expected.order(client, facts, round)
     drawer.tidy(safe)
     drawer.rewind(counted, PERSONAL, CONTROL, link.LOST)
     carried.present(drawer, recipe, counted)
@@ -144,8 +146,10 @@ def received_in(client: local.Client, message: Message) -> Packed:
 def arrived(client: local.Client, message: Message, kind: str) -> Adapter:
     """The adapter in ``message``, judged before it is decoded and after, the model standing on the base that it means."""
     facts = facts_of(message)
-    run, wire, start = str(facts["run"]), coding(client.config), client.bench.start
+    run, round, wire, start = str(facts["run"]), int(facts["round"]), coding(client.config), client.bench.start
     packed = received_in(client, message)
-    gate.fitting(packed.shapes(), start)
-    received = link.arrived(client.drawer(run), wire, packed, facts.get("link"), start, kind, int(facts["round"]))
-    return local.settle(client, gate.finite(received), run, facts.get("base"))
+    expected.shaped(client, packed.shapes(), kind, round)
+    received = gate.finite(link.arrived(client.drawer(run), wire, packed, facts.get("link"), start, kind, round))
+    if kind == "train" and round == 1:
+        expected.begun(client, received)
+    return local.settle(client, received, run, facts.get("base"))

@@ -13,7 +13,6 @@ import torch
 
 from fl.adapter import Adapter, bare, group
 from fl.config import Config
-from fl.recipe import Recipe
 from fl.wire.flat import WireError
 
 SLACK = 2**20  # bytes that a message may have beyond twice the full model: headers, sums of many rounds
@@ -32,20 +31,6 @@ def mark(facts: Mapping[str, Any], config: Config) -> dict[str, Any]:
     if theirs != config.digest():
         raise WireError(f"a message must be of this client's config {config.digest()}, got {str(theirs)[:40]}")
     return {"run": run, "round": round, "config": theirs}
-
-
-def recipe_of(facts: Mapping[str, Any], config: Config) -> Recipe:
-    """The recipe in an order. Raises WireError when there is none, or when it asks for more work than the config does."""
-    try:
-        recipe = Recipe.from_json(facts["recipe"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise WireError(f"an order must hold a recipe, got none that can be read ({' '.join(str(error).split())[:200]})") from None
-    own = config.recipe
-    late = bool(own.deadline) and not 0 < recipe.deadline <= own.deadline
-    if recipe.epochs > own.epochs or recipe.batch != own.batch or late or not set(own.keep) <= set(recipe.keep):
-        must = f"epochs={own.epochs}, batch={own.batch}, deadline={own.deadline:g} and keep={list(own.keep)}"
-        raise WireError(f"an order must stay within the config's {must}, got {recipe.epochs}, {recipe.batch}, {recipe.deadline:g} and {list(recipe.keep)}")
-    return recipe
 
 
 def past(facts: Mapping[str, Any]) -> tuple[int, int]:

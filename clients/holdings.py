@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +48,10 @@ class Holdings(NamedTuple):
     split: Split | None = None
     encrypted: bool = False
     name: str = ""
+
+    def named(self, key: SharedKey) -> str:
+        """Sixteen hex digits of the classes' names in their order, under the key: who has it not cannot try names from a dictionary."""
+        return hmac.digest(key.stream("classes", 32), json.dumps(self.classes).encode(), "sha256").hex()[:16]
 
 
 def holdings(config: Config, index: int, of: int, key: SharedKey) -> Holdings:

@@ -1,9 +1,12 @@
 """A machine's node whose processes are warm: Flower's SuperNode, and a ClientApp forked for each message.
 
-    python3 -P -m clients.node WORDS...      the words of `flower-supernode`; the `start` of a deployment runs it
+    python3 -P -m clients.node --policy FILE WORDS...      the words of `flower-supernode`; the `start` of a deployment runs it
 
     this process ─┬─ the SuperNode, forked while nothing is imported: TLS to the coordinator, Runtime API on loopback
-                  └─ a ClientApp for each message: torch, timm and Flower are there; CUDA and the run's own code begin anew
+                  └─ a ClientApp for each message: torch, timm, Flower and the installed app are there; CUDA begins anew
+
+What a ClientApp runs is the installed code behind the owner's policy (`clients.site`). A run's bundle is compared with it, and
+never imported. After an upgrade the node has to be started again.
 
 Flower's own node starts an interpreter for each message, which imports for seconds, and sleeps for three before it looks for
 the next. Here one message at a time is worked on, so that a GPU holds one model. When one of the two lasting processes ends,
@@ -30,11 +33,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Callable
 
+from clients.hardening import closed, named
+
 WARM = (
     "torch", "timm", "torchvision.transforms.v2", "hydra", "pydantic", "safetensors.torch",
-    "flwr.clientapp", "flwr.supernode.runtime.run_clientapp",
+    "flwr.clientapp", "flwr.supernode.runtime.run_clientapp", "clients.site",
 )  # fmt: skip
-OURS = ("clients", "conf", "fl", "simulations", "strategies")  # never warm: a run brings its own
 LAZY = 3.0  # seconds between two looks for a task when nothing rings
 PATIENCE = 10  # refusals in a row, seconds apart, before the node ends with the SuperNode's own words
 GRACE = 10.0  # seconds for a process to end in; Flower's take five at most, and twice this is less than a token lasts, which is 30
@@ -106,15 +110,24 @@ def acquirer(address: str, secret: bytes) -> Callable[[], str]:
 
 
 def client_app(address: str, parent: int, token: str) -> None:
-    """Flower's own work on one message, with the code that the run's bundle brings; it ends when the process ``parent`` does."""
+    """Flower's own work on one message, with the guarded app that `prepare` put there; it ends when the process ``parent`` does."""
     from flwr.supernode.runtime.run_clientapp import run_clientapp
 
     named("flwr-clientapp")
     gc.freeze()  # a collection would copy the pages that are shared with the process this was forked from
-    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
-        del sys.modules[name]
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which Flower goes back to after a first: a second cut its way out short
     run_clientapp(address, token, insecure=True, parent_pid=parent, runtime_dependency_install=False)
+
+
+def prepare(policy: Path | None) -> None:
+    """Import what a ClientApp needs, and put the policy's guard where Flower would import a bundle. Raises FlowerError."""
+    for name in WARM:
+        importlib.import_module(name)
+    from clients import flower, site
+    from fl import provenance
+
+    flower.take_over(sys.modules["flwr.supernode.runtime.run_clientapp"], partial(site.guarded, where=policy))
+    print(f"node: installed code {provenance.code_sha256()}, policy {policy or 'strict, since none is given'}", flush=True)
 
 
 def supernode(words: list[str], parent: int, secret: bytes, bell: int) -> None:
@@ -125,12 +138,16 @@ def supernode(words: list[str], parent: int, secret: bytes, bell: int) -> None:
     from flwr.supercore.app_utils import start_parent_process_monitor
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
+    from clients import flower
+
     named("flower-supernode")
     read, write = os.pipe()
     os.write(write, secret), os.close(write)
     sys.argv = ["flower-supernode", *words, "--isolation", "process", "--superexec-auth-secret-file", f"/dev/fd/{read}"]
     start_parent_process_monitor(parent)
-    hasten(importlib.import_module("flwr.supernode.start_client_internal"), lambda: os.write(bell, b"."))
+    loop = importlib.import_module("flwr.supernode.start_client_internal")
+    flower.unopened(loop)
+    hasten(loop, lambda: os.write(bell, b"."))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as above
     flower_supernode()
 
@@ -141,7 +158,7 @@ def hasten(loop: ModuleType, ring: Callable[[], object]) -> None:
     Flower has no setting for its sleeps of 3 s (for a message) and 0.5 s (for an answer), so the module is given a `time` of
     ours. Where it has another shape than the known one it keeps its own sleeps, and the log says so.
     """
-    from fl.wire.backoff import sooner  # not above: the process that ClientApps are forked from imports nothing of ours
+    from fl.wire.backoff import sooner  # not above: the SuperNode is forked while nothing is imported
 
     if getattr(loop, "time", None) is not time:
         log.warning("the loop of flwr's SuperNode is not the known one: it keeps its own sleeps, seconds for each message")
@@ -166,18 +183,16 @@ def pause(most: float, waited: float) -> float:
     return min(most, max(most / 30, waited / 20))
 
 
-def named(name: str) -> None:
-    """Let `ps` and `top` call this process so, where they ask /proc."""
-    with suppress(OSError):
-        Path("/proc/self/comm").write_text(name)
-
-
 def main(words: list[str]) -> int:
     """The node, until its SuperNode ends or SIGTERM or SIGINT comes. Returns the SuperNode's exit status."""
+    closed()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="9094")
     at, _ = parser.parse_known_args(words)
+    owner = argparse.ArgumentParser(prog="python3 -m clients.node", add_help=False, allow_abbrev=False)
+    owner.add_argument("--policy", type=Path, help="policy.toml; without one the strict policy is in force")
+    owners, words = owner.parse_known_args(words)
     address, own, secret = f"{at.host}:{at.port}", os.getpid(), secrets.token_bytes(32)
     listens, rings = os.pipe()
     os.set_blocking(rings, False)
@@ -186,8 +201,7 @@ def main(words: list[str]) -> int:
     node = fork(target=supernode, args=(words, own, secret, rings))
     node.start()
     try:
-        for name in WARM:
-            importlib.import_module(name)
+        prepare(owners.policy)
         attend(node, listens, acquirer(address, secret), partial(client_app, address, own))
     finally:
         ending = multiprocessing.active_children()

@@ -101,7 +101,7 @@ class Journal:
             try:
                 row = json.loads(line)
                 if row["round"] <= round:
-                    self.rounds.append(row), self._lines.append(json.dumps(row) + "\n")
+                    self._lines.append(json.dumps(row, allow_nan=False) + "\n"), self.rounds.append(row)
             except (ValueError, KeyError, TypeError):
                 self.say("warning: a line of rounds.jsonl cannot be read and is left out")
         self.record.reopen()
@@ -129,8 +129,8 @@ class Journal:
 
         A full disk is no end of the run.
         """
+        self._lines.append(json.dumps(row, allow_nan=False) + "\n")  # nan and inf are no JSON: the gate keeps them out
         self.rounds.append(row)
-        self._lines.append(json.dumps(row) + "\n")
         try:
             self.record.add("round", round=row["round"], row=digest(self._lines[-1].rstrip("\n")), **more)
             durable.write(self.folder / "rounds.jsonl", "".join(self._lines))
@@ -194,8 +194,8 @@ class Journal:
 
 
 def pretty(value: Any) -> str:
-    """JSON for people."""
-    return json.dumps(value, indent=2) + "\n"
+    """JSON for people. Raises ValueError for nan and inf, which are none."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:

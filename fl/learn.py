@@ -17,7 +17,7 @@ from fl.datasets import Examples
 from fl.flat import Flat
 from fl.models import Forward
 from fl.pieces import TrainingError, gradients, within_memory
-from fl.recipe import Recipe
+from fl.recipe import Recipe, schedule
 
 
 class Fitted(NamedTuple):
@@ -147,15 +147,6 @@ def plain(model: nn.Module, precision: str = "float32", attention: str = "fused"
             return model(normalise(images)).float()
 
     return forward
-
-
-def schedule(recipe: Recipe, progress: float) -> float:
-    """The share of the peak learning rate at ``progress`` in [0, 1) of this round: warm-up, then cosine, over the run."""
-    low, high = recipe.span
-    t = low + (high - low) * progress
-    if t < recipe.warmup:
-        return min(1.0, max(t, 1e-3) / recipe.warmup)  # never quite zero, so that the first step is one
-    return (1 + math.cos(math.pi * (t - recipe.warmup) / (1 - recipe.warmup))) / 2 if recipe.cosine else 1.0
 
 
 def normalise(x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -17,12 +17,21 @@ SHIPPED = ("fl/**/*.py", "clients/**/*.py", "strategies/**/*.py", "conf/**/*.yam
 
 
 @lru_cache(maxsize=1)
+def shipped() -> dict[str, str]:
+    """SHA-256 of every shipped file as this process found it first, by its path under `ROOT`."""
+    files = sorted(p for pattern in SHIPPED for p in ROOT.glob(pattern))
+    return {p.relative_to(ROOT).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def code_sha256() -> str:
+    """SHA-256, 64 hex digits, of `shipped` as the lines that `sha256sum` writes: what a release signature is over."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in shipped().items())
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def code_digest() -> str:
-    """Sixteen hex digits of SHA-256 over the shipped files: two parties share them when they run the same code."""
-    state = hashlib.sha256()
-    for path in sorted(p for pattern in SHIPPED for p in ROOT.glob(pattern)):
-        state.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return state.hexdigest()[:16]
+    """The first sixteen digits of `code_sha256`: two parties share them when they run the same code."""
+    return code_sha256()[:16]
 
 
 def versions() -> dict[str, str]:

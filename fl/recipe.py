@@ -6,6 +6,7 @@ It stands apart from `fl.learn` so that the server can write a recipe without be
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, fields
 from typing import Annotated, Literal
 
@@ -70,3 +71,12 @@ class Recipe:
         if not isinstance(values, dict) or set(values) != {f.name for f in fields(Recipe)}:
             raise ValueError("a recipe must hold exactly the fields of fl.recipe.Recipe; do both sides run one version?")
         return Recipe(**values)
+
+
+def schedule(recipe: Recipe, progress: float) -> float:
+    """The share of the peak learning rate at ``progress`` in [0, 1) of this round: warm-up, then cosine, over the run."""
+    low, high = recipe.span
+    t = low + (high - low) * progress
+    if t < recipe.warmup:
+        return min(1.0, max(t, 1e-3) / recipe.warmup)  # never quite zero, so that the first step is one
+    return (1 + math.cos(math.pi * (t - recipe.warmup) / (1 - recipe.warmup))) / 2 if recipe.cosine else 1.0

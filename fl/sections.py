@@ -17,6 +17,7 @@ class Node(BaseModel):
     weights: str | None = None
     device: str | None = None
     state: str | None = None
+    output: str | None = None
     rank: PositiveInt | None = None
     own: str | None = None
     node_key: str | None = None
@@ -52,5 +53,5 @@ class Gate(BaseModel):
     """The bounds that a client's answer must keep."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    norm: float = Field(gt=0, allow_inf_nan=False)      # Euclidean, of an update
+    norm: float = Field(ge=1, allow_inf_nan=False)      # of an update, in honest ones (strategies/lengths.py)
     examples: int = Field(ge=1)                         # images that a client may say it has

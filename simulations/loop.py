@@ -36,8 +36,9 @@ from strategies.catchup import Catchup
 from strategies.checkpoint import Checkpoints
 from strategies.downlink import Downlink
 from strategies.epochs import behind, furthest
-from strategies.gate import Refused, admit
+from strategies.gate import Refused, admit, steps_of
 from strategies.history import Evaluation, Watch, history_row, totals
+from strategies.lengths import Lengths, reach
 from strategies.plan import cohort, enough, evaluates, one_rank, orders, scores_own
 from strategies.rollcall import Roll, RollCallError, agree, federation, remarks, same, summary
 from strategies.talk import Answer, Question, QuorumLost, RunFailed, drive
@@ -75,11 +76,11 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
     keepsakes(clients[0], journal.folder)
     checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
     done, kept = checkpoints.newest() if config.resume else (0, None)
-    counted = dict(kept["counted"]) if done else {}
+    counted, lengths = dict(kept["counted"]) if done else {}, Lengths(config.gate.norm)
     if done:
         same(kept["federation"], rolls)
         state = kept["state"]
-        catchup.recall(kept["catchup"]), downlink.recall(kept["downlink"])
+        catchup.recall(kept["catchup"]), downlink.recall(kept["downlink"]), lengths.recall(kept.get("lengths", []))
     journal.rewind(done)
 
     for round in range(done + 1, config.rounds + 1):
@@ -108,11 +109,14 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
                 trained = together.train([clients[i] for i in some], round, received, scores_own(config, round), journal.run, train)
                 for i, (recipe, given), (adapter, examples, metrics) in zip(some, asked, trained):
                     up = leaving(clients[i].drawer(journal.run), wire, config.seed, round, adapter)
-                    update = admit(Update(i, unpack(up, wire.differences), examples, metrics), recipe.sent(given), infos[i], config.gate.norm, recipe)
+                    whole = reach(recipe, given, steps_of(recipe, infos[i]))
+                    update = Update(i, unpack(up, wire.differences), examples, metrics)
+                    lengths.see(admit(update, recipe.sent(given), infos[i], lengths.longest(whole), recipe).adapter, whole)
                     ledger.append(entry("train", "up", up.header, up.nbytes))
                     yield watch.see(given, update)
 
         state = strategy.apply(state, round, updates())
+        lengths.commit()
 
         scores = []
         if evaluates(config, round):
@@ -122,7 +126,7 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
         journal.round(row)
         counted |= dict.fromkeys(members, round)
         tree = {"state": state, "catchup": catchup.kept(), "downlink": downlink.kept(), "federation": federation(rolls)}
-        tree |= {"counted": counted, "before": []}  # which Flower's server needs, should it go on with this
+        tree |= {"counted": counted, "lengths": lengths.kept(), "before": []}  # which Flower's server needs, should it go on with this
         checkpoints.commit(round, tree, row.get("accuracy"))
 
     checkpoints.end()

@@ -45,13 +45,27 @@ def memory(root: int) -> Memory:
 
 
 def alone(pid: int) -> Memory:
-    """What one process holds without its descendants; zero once it is gone."""
+    """What one process holds without its descendants; zero once it is gone.
+
+    One that lets its own user not look in (`clients.hardening`) tells of its resident bytes alone, which then stand for both.
+    """
     try:
         lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except PermissionError:
+        return resident(pid)
     except OSError:
         return Memory(0, 0)
     sizes = {name: value for name, _, value in (line.partition(":") for line in lines)}
     return Memory(*(1024 * int(sizes.get(name, "0 kB").split()[0]) for name in ("Rss", "Pss")))
+
+
+def resident(pid: int) -> Memory:
+    """The resident bytes of a process, as everybody may know them, for both numbers; zero once it is gone."""
+    try:
+        pages = int((PROC / str(pid) / "statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return Memory(0, 0)
+    return Memory(pages * os.sysconf("SC_PAGE_SIZE"), pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def end(process: subprocess.Popen, grace: float = 10) -> None:

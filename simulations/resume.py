@@ -22,7 +22,8 @@ def words(folder: Path) -> tuple[str, int, list[str]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"a run's folder must hold command.json, but {folder} does not ({type(error).__name__}); name one that has begun") from None
     kept = [word for word in overrides if not word.startswith(("resume=", "output="))]
-    return driver, clients, [*kept, f"output={folder.resolve().parent}", f"resume={folder.resolve().name}"]
+    output = [] if driver == "deployment" else [f"output={folder.resolve().parent}"]  # a coordinator's is its own setting
+    return driver, clients, [*kept, *output, f"resume={folder.resolve().name}"]
 
 
 def shown(folder: Path) -> str:

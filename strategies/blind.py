@@ -3,8 +3,7 @@
 Each client opens the sum, takes the strategy's step itself (`clients.blind`) and trains from there; so nothing goes down
 before round 2, and then one sum for each round that a client has not seen. One client of the round reports: it opens the sum
 first and, if it is its turn, tells the server the mean training loss and, once all have been evaluated, the accuracy over
-all of them, rounded and of enough clients: what the server ever learns of the model. A sum that does not open is dropped,
-and the round is tried again.
+all of them, rounded and of enough clients: all that it learns. A sum that does not open is dropped; the round is tried again.
 
 For who was away the server keeps the state that the reporting client locks, and the sums since: useless without the key,
 complete with it. The whole federation stands here, without a word on how messages travel: `federate` asks, and whoever
@@ -156,6 +155,7 @@ def _evaluate(run: Run, round: int) -> Heard:
             if told:
                 refused += out
                 say(run.journal, round, out)
+                run.journal.say(f"client {told.client} could not write the final adapter; its log says why") if told.facts.get("kept") is False else None
                 return figures(told, *EVALUATED), refused
             got = 0
         refused += out

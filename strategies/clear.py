@@ -9,7 +9,6 @@ then as if it had not been.
 
 from __future__ import annotations
 
-import math
 import time
 from itertools import chain, islice
 from typing import Any, Generator, Iterable, Iterator, Mapping, NamedTuple, Sequence
@@ -24,8 +23,9 @@ from strategies import ClientInfo, State, Strategy, Update
 from strategies.catchup import Catchup
 from strategies.checkpoint import Checkpoints
 from strategies.downlink import Downlink
-from strategies.gate import SLACK, Refused, admit, fresh, most, update_of
+from strategies.gate import HIGHEST, SLACK, Refused, admit, fresh, most, number, steps_of, update_of
 from strategies.history import Evaluation, Watch, history_row, totals
+from strategies.lengths import Lengths, reach
 from strategies.plan import cohort, evaluates, one_rank, orders, scores_own
 from strategies.plan import enough as enough_for
 from strategies.rollcall import Roll, federation, same, summary
@@ -45,6 +45,7 @@ class Run(NamedTuple):
     downlink: Downlink
     checkpoints: Checkpoints
     counted: dict[int, int]
+    lengths: Lengths
     witnesses: Witnesses
 
     def mark(self, round: int) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def federate(config: Config, journal: Journal, rolls: Sequence[Roll], start: Ada
     downlink = Downlink(wire, catchup, config.seed, start)
     journal.begin(len(rolls), signers=signers(rolls))
     checkpoints = Checkpoints(journal.folder / "checkpoints", config, journal.say)
-    return _rounds(Run(config, journal, strategy, rolls, infos, wire, downlink, checkpoints, {}, Witnesses(journal, rolls)), state, catchup, ledger)
+    run = Run(config, journal, strategy, rolls, infos, wire, downlink, checkpoints, {}, Lengths(config.gate.norm), Witnesses(journal, rolls))
+    return _rounds(run, state, catchup, ledger)
 
 
 def _rounds(run: Run, state: State, catchup: Catchup, ledger: list[Entry]) -> Talk:
@@ -80,6 +82,7 @@ def _rounds(run: Run, state: State, catchup: Catchup, ledger: list[Entry]) -> Ta
         same(kept["federation"], run.rolls)
         state, before = kept["state"], kept["before"] + before
         run.counted.update(kept["counted"])
+        run.lengths.recall(kept.get("lengths", []))
         catchup.recall(kept["catchup"])
         run.downlink.recall(kept["downlink"])
     journal.rewind(done)
@@ -94,6 +97,7 @@ def _rounds(run: Run, state: State, catchup: Catchup, ledger: list[Entry]) -> Ta
         row = history_row(round, watch, sorted(scores), ledger, time.monotonic() - began)
         journal.round(row | ({"refused": lines(refused)} if refused else {}), **run.witnesses.given(row["cohort"]))
         memory = {"catchup": catchup.kept(), "downlink": run.downlink.kept(), "counted": run.counted, "before": before}
+        memory["lengths"] = run.lengths.kept()
         memory["federation"] = federation(run.rolls)
         checkpoints.commit(round, {"state": state, **memory}, row.get("accuracy"))
     checkpoints.end()
@@ -110,6 +114,7 @@ def _train(run: Run, state: State, round: int) -> Generator[Question, Iterable[A
     need, sent = enough(config, len(members), run.strategy.fewest), run.downlink.kept()
     for attempt in range(config.retries + 1):
         run.downlink.recall(sent)  # who is asked again is sent the same again
+        run.lengths.begin()
         watch, asked, messages, out = Watch(few=len(members) <= config.diagnostics), {}, {}, []
         for client in members:
             asked[client] = recipe, given = orders(run.strategy, config, state, round, run.infos[client])
@@ -123,6 +128,7 @@ def _train(run: Run, state: State, round: int) -> Generator[Question, Iterable[A
         say(run.journal, round, out)
         if after is not None and len(watch.rows) >= need:
             run.counted.update({row["client"]: round for row in watch.rows})
+            run.lengths.commit()
             return after, watch, refused
         again(run.journal, round, attempt, len(watch.rows), need, len(members), out)
     raise AssertionError("the last attempt returns or raises")
@@ -168,15 +174,17 @@ def admitted(
                 raise answer.refused
             recipe, given = asked[answer.client]
             fresh(answer.client, answer.facts, run.mark(round))
-            sent = recipe.sent(given)
+            sent, info = recipe.sent(given), run.infos[answer.client]
             update = update_of(answer.client, answer.facts, answer.packed, run.wire.differences, sent)
-            admit(update, sent, run.infos[answer.client], run.config.gate.norm, recipe)
+            whole = reach(recipe, given, steps_of(recipe, info))
+            admit(update, sent, info, run.lengths.longest(whole), recipe)
             run.witnesses.heard(answer)
         except Refused as reason:
             refused.append(reason)
             if len(refused) > hopeless:
                 return
             continue
+        run.lengths.see(update.adapter, whole)
         yield watch.see(given, update)
 
 
@@ -199,9 +207,10 @@ def evaluations(answers: Iterable[Answer], run: Run, round: int, refused: list[R
 def evaluation_of(roll: Roll, facts: Mapping[str, Any]) -> Evaluation:
     """The evaluation in an answer. Raises Refused unless its sums are possible for the client's shard."""
     try:
-        found = Evaluation(roll.client, float(facts["loss"]), int(facts["correct"]), int(facts["examples"]))
+        found = Evaluation(roll.client, *(number(facts, name) for name in ("loss", "correct", "examples")))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Refused(roll.client, "schema", f"an evaluation must hold loss, correct and examples ({error})") from None
-    if not (math.isfinite(found.loss) and 0 <= found.correct <= found.examples == roll.evaluate):
-        raise Refused(roll.client, "metrics", f"an evaluation must be of its {roll.evaluate} images with a finite loss, got {found}")
+    if not (0 <= found.loss <= HIGHEST * found.examples and 0 <= found.correct <= found.examples == roll.evaluate):
+        says = f"an evaluation must be of its {roll.evaluate} images with a loss of 0 to {HIGHEST:g} an image, got {found}"
+        raise Refused(roll.client, "metrics", says)
     return found

@@ -30,7 +30,7 @@ def diagnose(answers: Sequence[tuple[Adapter, Update]]) -> dict[str, float]:
     answers = [(at_rank(received, rank), u._replace(adapter=at_rank(u.adapter, rank))) for received, u in answers]
     step = mean([u.adapter for _, u in answers], weights)
     far = sum(w * norm(sub(u.adapter, step)) ** 2 for w, (_, u) in zip(weights, answers)) / sum(weights)
-    drift = {"drift": ratio(math.sqrt(far), norm(step))}
+    drift = finite({"drift": ratio(math.sqrt(far), norm(step))})
     if not {"lora_a", "lora_b"} <= {group(name) for name in answers[0][0]}:  # without factors, or with some that stay at home
         return drift
     trained = [folded(move(received, u.adapter)) for received, u in answers]
@@ -44,12 +44,17 @@ def diagnose(answers: Sequence[tuple[Adapter, Update]]) -> dict[str, float]:
         beyond += float(s[len(trained[0][a]) :].square().sum())
         lost += float(core(*stack(apart, weights, a, b)).square().sum())
         effective += effective_rank(s) / len(modules)
-    return drift | {
+    return drift | finite({
         "product_error": ratio(math.sqrt(lost), math.sqrt(whole)),
         "best_error": ratio(math.sqrt(beyond), math.sqrt(whole)),
         "effective_rank": effective,
         "modules": len(modules),
-    }
+    })  # fmt: skip
+
+
+def finite(numbers: dict[str, float]) -> dict[str, float]:
+    """Of these ``numbers`` those that are some: the ratio to nothing is left out, since no JSON holds it."""
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def effective_rank(s: torch.Tensor) -> float:

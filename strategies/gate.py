@@ -12,6 +12,7 @@ from fl.adapter import check_like, norm
 from fl.recipe import Recipe
 from fl.wire.flat import Codecs, Packed, WireError, float32_bytes, unpack
 from strategies import ClientInfo, Update
+from strategies.lengths import Length, measured
 
 Code = Literal[
     "lost",          # the engine could not deliver the question, or the node is away
@@ -30,6 +31,10 @@ Code = Literal[
 ]
 CODES: tuple[Code, ...] = get_args(Code)
 ALWAYS = ("loss", "steps", "seconds")
+NO_LIMIT = Length(math.inf, math.inf)
+COUNTS = ("examples", "correct", "steps")
+HIGHEST = 1e6  # the loss of one image: what is summed over images and clients stays finite
+LATEST = 1e9   # seconds
 OWN = ("own_loss", "own_correct", "own_examples")  # of the client's own model, where it was asked to score it
 SLACK = 4096  # bytes that an answer may have beyond twice its float32 form, whatever its codec
 
@@ -48,15 +53,15 @@ def legible(text: str, longest: int = 500) -> str:
 
 
 def admit(
-    update: Update, like: Mapping[str, Tensor], info: ClientInfo, longest: float = math.inf, recipe: Recipe | None = None
+    update: Update, like: Mapping[str, Tensor], info: ClientInfo, longest: Length = NO_LIMIT, recipe: Recipe | None = None
 ) -> Update:
     """``update`` itself, if it is one of the client that ``info`` describes.
 
-    Its names, shapes and dtypes are those of ``like``, its values finite, its norm at most ``longest``, its counts of images
+    Its names, shapes and dtypes are those of ``like``, its values finite, its norms at most ``longest``, its counts of images
     those of the roll call, its steps at most those of the ``recipe``. Raises Refused.
     """
     client = update.client
-    steps = math.inf if recipe is None else recipe.epochs * max(1, math.ceil(info.examples / recipe.batch))
+    steps = math.inf if recipe is None else steps_of(recipe, info)
     try:
         check_like(update.adapter, like)
     except ValueError as error:
@@ -65,10 +70,12 @@ def admit(
     if not math.isfinite(long):
         name = next(name for name, tensor in update.adapter.items() if not torch.isfinite(tensor).all())
         raise Refused(client, "non_finite", f"{name} must be finite, got nan or inf; lower the learning rate")
-    if long > longest:
-        raise Refused(client, "norm", f"an update's norm must be at most gate.norm={longest:g}, got {long:g}")
-    if not all(math.isfinite(value) and value >= 0 for value in update.metrics.values()):
-        raise Refused(client, "metrics", f"metrics must be finite and not negative, got {update.metrics}")
+    for what, found, bound in zip(("update's norm", "variates' norm"), measured(update.adapter), longest):
+        if found > bound:
+            raise Refused(client, "norm", f"an {what} must be at most {bound:g}, as gate.norm says of the admitted ones, got {found:g}")
+    most = {"loss": HIGHEST, "own_loss": HIGHEST * info.held, "seconds": LATEST}
+    if not all(0 <= value <= most.get(name, 2**53) for name, value in update.metrics.items()):
+        raise Refused(client, "metrics", f"metrics must be finite, not negative, and a loss at most {HIGHEST:g} an image, got {update.metrics}")
     if not 1 <= update.metrics["steps"] <= steps or update.metrics["steps"] % 1:
         raise Refused(client, "metrics", f"an update needs at least 1 step and at most {steps}, got {update.metrics['steps']}")
     if update.examples != info.examples:
@@ -88,15 +95,25 @@ def update_of(client: int, facts: Mapping[str, Any], packed: Packed | None, code
         raise Refused(client, "schema", "an update must hold an adapter, got none")
     try:
         fitting(client, packed.shapes(), {name: tuple(tensor.shape) for name, tensor in like.items()})
-        metrics = {name: float(facts["metrics"][name]) for name in (*ALWAYS, *(OWN if "own_loss" in facts["metrics"] else ()))}
-        examples = facts["examples"]
-        if type(examples) is not int:
-            raise TypeError(f"examples must be a whole number, got {str(examples)[:40]}")
-        return Update(client, unpack(packed, codec), examples, metrics)
+        metrics = {name: number(facts["metrics"], name) for name in (*ALWAYS, *(OWN if "own_loss" in facts["metrics"] else ()))}
+        return Update(client, unpack(packed, codec), number(facts, "examples"), metrics)
     except Refused:
         raise
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
         raise Refused(client, "schema", f"an update must hold an adapter, examples and metrics ({error})") from None
+
+
+def steps_of(recipe: Recipe, info: ClientInfo) -> int:
+    """How many steps a client takes under ``recipe``, at most."""
+    return recipe.epochs * max(1, math.ceil(info.examples / recipe.batch))
+
+
+def number(facts: Mapping[str, Any], name: str) -> float:
+    """The number of this ``name``, a whole one for a count. Raises KeyError, and TypeError: no bool and no word is a number."""
+    value, whole = facts[name], name.removeprefix("own_") in COUNTS
+    if type(value) not in ((int,) if whole else (int, float)):
+        raise TypeError(f"{name} must be a {'whole ' if whole else ''}number, got {str(value)[:40]!r}")
+    return value if whole else float(value)
 
 
 def fitting(client: int, shapes: Mapping[str, tuple[int, ...]], must: Mapping[str, tuple[int, ...]]) -> None:

@@ -33,7 +33,8 @@ class Roll(NamedTuple):
 
     ``rank`` is that of its LoRA factors, None for a method without. ``train`` and ``evaluate`` are numbers of images, None
     where the server is not to know them; then ``faults`` says that there are such images, and not how many. ``signer`` is the
-    node's public key, one OpenSSH line, "" for a node that signs nothing.
+    node's public key, one OpenSSH line, "" for a node that signs nothing. ``policy`` is the digest of what the node's owner
+    lets in, "" in a simulation. ``kept`` says whether what a client leaves for its owner could be written.
     """
 
     client: int
@@ -47,6 +48,8 @@ class Roll(NamedTuple):
     machine: str
     rank: int | None = None
     signer: str = ""
+    policy: str = ""
+    kept: bool = True
 
     @property
     def epoch(self) -> int:
@@ -68,9 +71,12 @@ def roll_in(facts: Mapping[str, Any]) -> Roll:
         raise ValueError(f"{', '.join(short or missing)} must be {'a number of things' if short else 'among the digests'}")
     if not re.fullmatch(r"|[0-9]{1,15}-[0-9a-f]{16}", roll.digests["seal"]):
         raise ValueError("digests.seal must be a seal key's epoch and fingerprint")
+    if set(roll.policy) - set("0123456789abcdef") or len(roll.policy) > 64:
+        raise ValueError("policy must be a digest")
     return roll._replace(machine=roll.machine[:200])
 
 
+FEW = 100  # images, below which one clear update tells almost surely whether an image was among them (simulations/results/leakage)
 CHECKED = TypeAdapter(Roll)
 
 
@@ -133,7 +139,19 @@ def remarks(rolls: Sequence[Roll]) -> list[str]:
     """What a person should know before round 1: on what the clients work, and which images were not as they should be."""
     machines = Counter(roll.machine for roll in rolls)
     lines = ["clients work with " + ", ".join(f"{machine} ({n})" for machine, n in sorted(machines.items()))]
-    return lines + [f"data: {'some' if count is True else count} images {name}" for name, count in faults(rolls).items()]
+    lines += [f"policy {policy} is in force at {n} of {len(rolls)} clients" for policy, n in sorted(policies(rolls).items())]
+    lines += [f"client {roll.client} could not write its preview and class list; its log says why" for roll in rolls if not roll.kept]
+    lines += [f"data: {'some' if count is True else count} images {name}" for name, count in faults(rolls).items()]
+    few = [str(roll.client) for roll in rolls if roll.train is not None and roll.train < FEW]
+    if few:
+        whose = f"{len(few)} clients" if len(few) > 10 else f"client{'s' * (len(few) > 1)} {', '.join(few)}"
+        lines.append(f"privacy: {whose} of fewer than {FEW} images each: in clear the server can tell which images they trained on; set blind=true")
+    return lines
+
+
+def policies(rolls: Sequence[Roll]) -> dict[str, int]:
+    """How many clients stand under which policy; in a simulation none does."""
+    return dict(Counter(roll.policy for roll in rolls if roll.policy))
 
 
 def faults(rolls: Sequence[Roll]) -> dict[str, int | bool]:
@@ -153,6 +171,7 @@ def summary(rolls: Sequence[Roll]) -> dict[str, Any]:
         "key_fingerprint": rolls[0].digests["key"],
         "backbone": rolls[0].digests["backbone"],
         "faults": faults(rolls),
+        "policies": policies(rolls),
         "machines": sorted({roll.machine for roll in rolls}),
         "ranks": sorted({roll.rank for roll in rolls if roll.rank}),
     }

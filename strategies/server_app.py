@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Mapping
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl.config import ConfigError, load
+from fl.config import Config, ConfigError, load, node
 from fl.durable import IntegrityError
 from fl.journal import Journal, run_name
 from strategies.flower import federate
@@ -15,6 +17,12 @@ from strategies.talk import QuorumLost
 
 app = ServerApp()
 STATUS = {ConfigError: 2, QuorumLost: 5, IntegrityError: 6}  # the exit status that a launcher gives; of all else it is 4
+
+
+def placed(config: Config, environ: Mapping[str, str]) -> Config:
+    """The config with the coordinator's own output folder, which no run's words hold: VEILORA_OUTPUT. Raises ConfigError."""
+    output = environ.get("VEILORA_OUTPUT")
+    return config.at_node(node({"output": output})) if output else config
 
 
 @app.main()
@@ -25,6 +33,7 @@ def main(grid: Grid, context: Context) -> None:
         config = load(overrides)
         simulated = bool({"flwr.simulation.app", "simulations.inprocess"} & set(sys.modules))
         driver = "flower" if simulated else "deployment"
+        config = config if simulated else placed(config, os.environ)
         journal = Journal(config, run_name(config), driver=driver, overrides=overrides)
         if journal.finished:
             journal.say(f"{journal.run} is finished; there is nothing to resume")

@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.error import Error
 from test_simulation import by_flower, home, settings  # noqa: F401
 
-from clients import failure, gate, local
+from clients import expected, failure, gate, local
 from clients.client_app import app as client_app
 from fl.config import load
 from fl.recipe import Recipe
@@ -30,6 +30,7 @@ from simulations.audit import faults
 from simulations.audit.broken import FAULTS
 from simulations.launch import engine
 from strategies.flower import answer_of
+from strategies.plan import scores_own
 from strategies.rollcall import RollCallError
 from strategies.talk import QuorumLost, RunFailed
 
@@ -402,13 +403,15 @@ def test_a_client_takes_no_order_of_another_run_round_or_config(change, says):
 
 
 @pytest.mark.parametrize("change", [{"epochs": 10**9}, {"batch": 1}, {"batch": 4096}, {"lr": {"head": -1.0}}, {"lr": {"head": float("inf")}}, {"deadline": 99.0}, {"deadline": 0.0}, {"keep": []}])
-def test_a_client_takes_no_recipe_that_asks_for_more_than_its_config(change):
-    config = load("recipe.deadline=9 recipe.keep=[head]")
-    assert gate.recipe_of(order(config), config) == config.recipe
-    text = json.dumps(json.loads(config.recipe.to_json()) | change)
+def test_a_client_takes_no_recipe_that_asks_for_more_than_its_config(home, tmp_path, change):
+    client = local.open_client(load(settings(home, tmp_path, "recipe.deadline=9 recipe.keep=[head] clients=2")), 0, 2)
+    own, _ = expected.asked(client, 1)
+    facts = {"recipe": own.to_json(), "scored": scores_own(client.config, 1)}
+    assert expected.order(client, facts, 1) == own
+    text = json.dumps(json.loads(own.to_json()) | change)
     with pytest.raises(WireError, match="an order must"):
-        gate.recipe_of({"recipe": text}, config)
-    assert isinstance(config.recipe, Recipe)
+        expected.order(client, facts | {"recipe": text}, 1)
+    assert isinstance(own, Recipe)
 
 
 A, HEAD = "blocks.0.attn.qkv.q.lora_a.weight", "head.weight"

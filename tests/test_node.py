@@ -63,7 +63,8 @@ def supernode(words, parent, secret, bell):
     sys.exit(7)
 
 tasks = iter(["task"])
-node.LAZY, node.supernode, node.WARM, node.acquirer = 0.01, supernode, (), lambda address, secret: lambda: next(tasks, "")
+node.LAZY, node.supernode, node.acquirer = 0.01, supernode, lambda address, secret: lambda: next(tasks, "")
+node.prepare = lambda policy: policy and print(f"policy {policy}", flush=True)
 node.client_app = lambda address, parent, token: (print("client", address, flush=True), time.sleep(60))
 sys.exit(node.main(sys.argv[1:]))
 """
@@ -123,9 +124,9 @@ def test_a_client_app_that_nobody_waits_for_is_ended_when_the_next_message_comes
 
 
 def test_a_node_ends_with_its_supernode_and_as_it_did_and_takes_the_work_along():
-    with python(WHOLE, "--port", "77", "ends") as process:
+    with python(WHOLE, "--port", "77", "--policy", "/etc/policy.toml", "ends") as process:
         said = process.communicate(timeout=30)[0]
-    assert process.returncode == 7 and "client 127.0.0.1:77" in said
+    assert process.returncode == 7 and "client 127.0.0.1:77" in said and "policy /etc/policy.toml" in said
 
 
 def test_a_node_that_is_told_to_end_takes_the_supernode_along():
@@ -145,42 +146,20 @@ def test_a_client_app_that_will_not_end_is_killed():
     assert process.returncode == 7 and "deaf" in said
 
 
-def test_the_code_that_works_is_the_bundles_though_the_nodes_own_was_there_first(tmp_path):
-    (tmp_path / "clients").mkdir()
-    (tmp_path / "clients" / "__init__.py").write_text("of = 'the bundle'\n")
-    script = f"""
-import sys, types
-from clients import node
-
-def run_clientapp(address, token, **more):
-    sys.path.insert(0, {str(tmp_path)!r})
-    import clients
-    print(address, token, clients.of, sorted(more.items()))
-
-sys.modules["flwr.supernode.runtime.run_clientapp"] = types.SimpleNamespace(run_clientapp=run_clientapp)
-node.client_app("here:1", 5, "token")
-"""
-    with python(script) as process:
-        said = process.communicate(timeout=30)[0]
-    assert said == "here:1 token the bundle [('insecure', True), ('parent_pid', 5), ('runtime_dependency_install', False)]\n"
-
-
 @pytest.mark.slow
-def test_what_is_warm_is_third_parties_has_no_thread_and_leaves_cuda_alone():
+def test_what_is_warm_has_no_thread_and_leaves_cuda_alone():
     script = """
 import importlib, os, sys, threading, torch
 asked = []
 for name in ("is_available", "device_count", "_lazy_init"):
     setattr(torch.cuda, name, lambda *a, n=name: asked.append(n))
-from clients.node import OURS, WARM
-for name in WARM:
-    importlib.import_module(name)
-ours = {name for name in sys.modules if name.partition(".")[0] in OURS}
-print(asked, torch.cuda.is_initialized(), threading.active_count(), sorted(ours), flush=True)
+from clients.node import prepare
+prepare(None)
+print(asked, torch.cuda.is_initialized(), threading.active_count(), flush=True)
 os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "[] False 1 ['clients', 'clients.node']\n", done.stderr
+    assert done.stdout.splitlines()[1:] == ["[] False 1"] and "policy strict" in done.stdout, done.stderr
 
 
 def test_a_refusal_is_said_and_borne_and_ten_in_a_row_end_the_node(monkeypatch, caplog):

@@ -3,8 +3,10 @@
     deployment/
       ca/           ca.key: signs the server's certificate; to be kept off every machine of the federation
       coordinator/  SuperLink on loopback, nginx in front of it; certificate and key; the nodes' public keys
-      node-0/ ...   SuperNode; the authority's certificate, the node's own key
+      node-0/ ...   SuperNode; the authority's certificate; the node's public key, or for a trial its own key
 
+A node's own key is made on the node (`veilora node init`), and its public half is given to `init`. For a trial on one machine
+`init` makes them all, and then whoever made the deployment has had every node's key.
 The image key, which all nodes share, is not among them: `veilora keygen` makes it on a node.
 """
 
@@ -16,11 +18,11 @@ import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 from cryptography import x509
 
-from clients.kit import KitError, certificates, containers, proxy, readme, start, units
+from clients.kit import KitError, certificates, containers, policy_file, proxy, readme, start, units
 from fl import durable
 
 VERSION = "0.1.0"
@@ -48,6 +50,7 @@ class Plan:
     database: bool = True                # the SuperLink keeps registrations in a file
     listen: str = ""                     # the proxy's address; every one of the machine's unless given
     days: int = 365                      # of the server's certificate
+    secure: bool = True                  # secure aggregation: the coordinator adds what it cannot read
 
     def __post_init__(self) -> None:
         """Raises KitError."""
@@ -70,12 +73,21 @@ class Plan:
         """The coordinator as a SuperNode is told it, host:port."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def run(self) -> str:
+        """The words of a run that such nodes take part in; a secure sum is of three clients at least."""
+        words = f"clients={self.nodes} quorum={max(0.6, min(1.0, 3 / self.nodes)):.2g} retries=3 timeout=600"
+        return f"blind=true {words}" if self.secure else words
 
-def init(folder: Path, plan: Plan, now: datetime | None = None) -> list[str]:
+
+def init(folder: Path, plan: Plan, now: datetime | None = None, keys: Sequence[bytes] = ()) -> list[str]:
     """Write the deployment ``plan`` to the new ``folder``. Returns what to do next, a line each.
 
-    Raises KitError when ``folder`` exists or a name is none; then nothing is left behind.
+    ``keys`` are the nodes' public keys, in their order; without them private ones are made, too. Raises KitError when
+    ``folder`` exists, a name is none, or there are not as many keys as nodes; then nothing is left behind.
     """
+    if keys and len(keys) != plan.nodes:
+        raise KitError(f"there must be a public key for each node, got {len(keys)} for {plan.nodes}")
     if folder.exists() or folder.is_symlink():
         raise KitError(f"a deployment must not be overwritten: {folder} exists; choose another folder or move it away")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -85,7 +97,7 @@ def init(folder: Path, plan: Plan, now: datetime | None = None) -> list[str]:
         _pair(draft / "ca", "ca.key", "ca.crt", root)
         _coordinator(draft / "coordinator", plan, root, now)
         for index in range(plan.nodes):
-            key = certificates.node_key()
+            key = certificates.Pair(b"", keys[index]) if keys else certificates.node_key()
             _node(draft / f"node-{index}", plan, index, root, key)
             _write(draft / "coordinator" / "nodes" / f"node-{index}.pub", key.public)
         draft.rename(folder)
@@ -96,6 +108,8 @@ def init(folder: Path, plan: Plan, now: datetime | None = None) -> list[str]:
         f"{folder}/coordinator belongs on {plan.host} as {plan.home}/coordinator: its README has the commands",
         f"{folder}/node-0 to node-{plan.nodes - 1} belong on the nodes, one each, as {plan.home}/node-N",
         f"{folder}/ca/ca.key belongs on neither: keep it apart, for `veilora deploy renew`",
+        *([] if keys else ["the nodes' private keys were all made here, which is for a trial: for real use run `veilora node init` on each, and --pub here"]),
+        *([f"a secure sum is of three clients at least, and there are {plan.nodes} nodes: no run will complete"] if plan.secure and plan.nodes < 3 else []),
         f"the image key is not made here: on one node run `veilora keygen {plan.key}`, carry the file to the other nodes by hand,"
         " and never to the coordinator",
     ]
@@ -117,6 +131,7 @@ def _coordinator(folder: Path, plan: Plan, root: certificates.Pair, now: datetim
         plan, "coordinator", public=plan.public, host=plan.host, port=plan.port, superlink_port=plan.superlink_port,
         listen=f"{plan.listen}:{plan.port}" if plan.listen else plan.port,
         database=f"{plan.var}/coordinator/superlink.db" if plan.database else "",
+        run=plan.run, told=readme.SECURE if plan.secure else readme.CLEAR,
         register="\n".join(
             f"     flwr supernode register {plan.home}/coordinator/nodes/node-{i}.pub veilora --name node-{i}" for i in range(plan.nodes)
         ),
@@ -141,12 +156,17 @@ def _node(folder: Path, plan: Plan, index: int, root: certificates.Pair, key: ce
         data=_setting("data-path", plan.data, "/data"), weights=_setting("weights-path", plan.weights, "/weights/vit.safetensors"),
         mounts=mounts, gpus="    gpus: all\n" if plan.device.startswith("cuda") else "",
         gpu_note="" if plan.device == "cpu" else " A GPU needs `gpus: all` and the NVIDIA container toolkit.",
+        egress=units.egress([plan.host, *plan.names]),
+        key_note=readme.MADE if key.private else readme.BROUGHT.replace("@home@", f"{plan.home}/{folder.name}"),
     )  # fmt: skip
     _write(folder / "ca.crt", root.public)
-    _write(folder / "node.key", key.private, 0o600)
+    if key.private:
+        _write(folder / "node.key", key.private, 0o600)
+    _write(folder / "node.pub", key.public)
     _write(folder / "start", text(start.NODE_START), 0o755)
     _write(folder / "engine.env", text(start.NODE_ENV))
     _write(folder / "node.toml", text(start.NODE_TOML))
+    _write(folder / "policy.toml", policy_file.text(plan.secure).encode())
     _write(folder / "supernode.service", text(units.SUPERNODE))
     _write(folder / "compose.yaml", text(containers.NODE))
     _write(folder / "Containerfile", text(containers.CONTAINERFILE))

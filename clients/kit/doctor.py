@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 from typing import Callable, Iterator, Mapping
 
-from clients.kit import Finding, KitError, certificates, probes, reach
+from clients.kit import Finding, KitError, certificates, ownership, probes, reach
 
 FLAGS = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
 ROOM = 2e9  # bytes free for state and Flower's own files
@@ -58,6 +58,8 @@ def node(folder: Path, engine: Mapping[str, str]) -> Iterator[Finding]:
     yield from _flags(engine)
     yield _certificate("ca.crt", folder / "ca.crt", None, [])
     yield _secret("node key", folder / "node.key")
+    yield _try("policy", "mend policy.toml: until then nothing is let in", lambda: probes.policy(folder / "policy.toml"))
+    yield from ownership.ownership(folder, str(own.get("key-path", "~/veilora/key")), folder / "policy.toml")
     yield from _reach(folder, engine)
 
 
@@ -175,7 +177,9 @@ def _secret(name: str, path: Path) -> Finding:
         path.read_bytes()
     except OSError as error:
         return Finding(name, False, f"{path} cannot be read ({error.strerror})", "copy the folder again, as the user who runs the engine")
-    return Finding(name, not mode & 0o077, f"{path.name} has mode {mode:04o}", f"chmod 600 {path}" if mode & 0o077 else "")
+    told = path.stat()
+    own = not mode & 0o077 or mode & 0o077 == 0o040 and told.st_uid == 0 != told.st_gid  # root's, and for one service's group to read
+    return Finding(name, own, f"{path.name} has mode {mode:04o}", "" if own else f"chown root:veilora {path} && chmod 0640 {path}")
 
 
 def _nginx(folder: Path) -> str:

@@ -16,11 +16,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from packaging.requirements import Requirement
 from safetensors import SafetensorError, safe_open
 
+from clients import bundle
+from clients import policy as policies
 from clients.kit import Finding, KitError
 from fl import keys
 from fl import seal_key as seal_keys
 from fl.datasets.own import read
-from fl.provenance import code_digest
+from fl.provenance import code_sha256
 
 # In a process of its own: libraries that do not go together may end it.
 TOGETHER = """
@@ -42,7 +44,7 @@ def software(python: str = sys.executable) -> tuple[Finding, dict[str, Any]]:
         return Finding("software", False, says, 'pip install ".[node]" in a fresh environment'), {}
     told = json.loads(done.stdout.splitlines()[-1])
     versions = {"python": ".".join(map(str, sys.version_info[:3]))} | told["versions"]
-    says = ", ".join(f"{name} {version}" for name, version in versions.items()) + f"; code {code_digest()}"
+    says = ", ".join(f"{name} {version}" for name, version in versions.items()) + f"; code {code_sha256()}"
     if wrong := outside(versions):
         return Finding("software", False, f"{says}; wanted {', '.join(wrong)}", 'pip install ".[node]"'), told
     return Finding("software", True, says), told
@@ -80,6 +82,14 @@ def seal_key(path: str) -> str:
 def image_key(path: str) -> str:
     """The fingerprint of the key file. Raises KeyFileError."""
     return f"{path}, fingerprint {keys.read(Path(path)).fingerprint}; compare it with the other nodes'"
+
+
+def policy(path: Path) -> str:
+    """The digest of the node's policy, and that the installed code is signed where it must be. Raises PolicyError."""
+    owner = policies.read(path)
+    bundle.signed(owner.code, code_sha256())
+    whose = "its file" if path.exists() else "strict, since there is no file"
+    return f"{whose}, digest {owner.digest()}; secure aggregation is {'demanded' if owner.run.secure_aggregation else 'not demanded'}"
 
 
 def data(own: Mapping[str, Any]) -> str:

@@ -21,6 +21,8 @@ VEILORA_PORT=@superlink_port@
 # Registrations and runs. Empty: in memory, and a restart forgets every node.
 VEILORA_DATABASE=@database@
 VEILORA_STATE=@var@
+# Where runs leave their record.
+VEILORA_OUTPUT=@var@/runs
 """
 
 NODE_ENV = ENGINE + """\
@@ -31,12 +33,13 @@ VEILORA_PORT=@node_port@
 """
 
 NODE_TOML = """\
-# What is this machine's own: the ClientApp's node config. It comes before the run's config. Paths are absolute.
+# What is this machine's own: the ClientApp's node config. It comes before the run's config. Paths are absolute; no run may set one.
 partition-id = @index@
 num-partitions = @nodes@
 key-path = "@key@"                  # may be a credential: /run/credentials/<unit>/image.key
 seal-key-path = "@var@/seal.key"    # in a folder that the service may write, for it steps when a run ends
 state-path = "@var@/state"
+output-path = "@var@/runs"          # what a run leaves here for this machine's owner
 node-key-path = "@home@/node.key"   # with it this node signs the record of a run
 device = "@device@"
 @data@
@@ -68,7 +71,7 @@ set -a; . "$here/engine.env"; set +a
 umask 077
 mkdir -p "$FLWR_HOME"
 cd "$FLWR_HOME"
-exec python3 -P -m clients.node --superlink "$VEILORA_SUPERLINK" --root-certificates "$here/ca.crt" \\
+exec python3 -P -m clients.node --policy "$here/policy.toml" --superlink "$VEILORA_SUPERLINK" --root-certificates "$here/ca.crt" \\
     --auth-supernode-private-key "$here/node.key" --host 127.0.0.1 --port "$VEILORA_PORT" \\
     --node-config "$here/node.toml"
 """

@@ -109,7 +109,7 @@ def one_round(grid: InProcessGrid, number: dict[int, int], given: Flat, recipe: 
             answer = answer_of(number[reply.metadata.src_node_id], reply, bound)
             ledger.append(weigh("train", "up", reply))
             update = update_of(answer.client, answer.facts, answer.packed, codec, given)
-            yield watch.see(given, admit(update, recipe.sent(given), ClientInfo(answer.client, 1), 1e9))
+            yield watch.see(given, admit(update, recipe.sent(given), ClientInfo(answer.client, 1)))
 
     average((u.adapter, u.examples) for u in updates())
     return time.monotonic() - began

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,14 @@ def markdown(record: dict[str, Any]) -> str:
     if refused:
         whose = Counter((one["client"], one["code"]) for _, one in refused)
         last = {(one["client"], one["code"]): f"round {round}: {one['reason']}" for round, one in refused}
-        lines = [f"| {c} | {code} | {n} | {last[c, code]} |" for (c, code), n in sorted(whose.items())]
+        lines = [f"| {c} | {code} | {n} | {plain(last[c, code])} |" for (c, code), n in sorted(whose.items())]
         parts += ["## Answers that were refused", "\n".join(["| client | why | times | the last reason |", "|---|---|---|---|", *lines])]
     return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """A stranger's ``text`` as Markdown and HTML show it and nothing more: no tag, link, picture or cell begins in it."""
+    return re.sub(r"[\\`*_\[\]|~#!@]|:(?=//)|(?<=www)\.", lambda found: f"&#{ord(found[0])};", escape(text, quote=False))
 
 
 def outcome(rows: list[dict[str, Any]], summary: dict[str, Any] | None) -> str:

@@ -1,7 +1,8 @@
-"""The command `veilora`: keys, deployments, data folders, a look before the start; reports, exports, predictions, audits.
+"""The command `veilora`: keys, deployments, policies, data folders, a look before the start; reports, exports, predictions, audits.
 
     veilora keygen ~/veilora/key
-    veilora deploy init deployment --host fed.example.org --nodes 3
+    veilora node init /etc/veilora/node-0
+    veilora deploy init deployment --host fed.example.org --pub a.pub --pub b.pub --pub c.pub
     veilora doctor node-0
     veilora report ~/veilora/runs/demo-20260101-120000-000000-s0
 
@@ -16,27 +17,32 @@ import sys
 import click
 import typer
 
-from simulations.veilora import audits, keyring, machines, models, runs
+from simulations.veilora import audits, keyring, machines, models, owners, runs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Federated LoRA on encrypted pictures.")
 for room in (keyring, machines, runs, models):
     app.registered_commands += room.app.registered_commands
 app.add_typer(keyring.between, name="key")
 app.add_typer(machines.deployments, name="deploy")
+app.add_typer(owners.policies, name="policy")
+app.add_typer(owners.releases, name="release")
+app.add_typer(machines.nodes, name="node")
 app.add_typer(audits.app, name="audit")
 
 
 def expected() -> tuple[type[Exception], ...]:
     """What the user can mend; looked up only once something went wrong."""
     from clients.kit import KitError
+    from clients.policy import PolicyError
     from clients.predict import PredictError
+    from clients.release import ReleaseError
     from fl.config import ConfigError
     from fl.datasets import DataError
     from fl.export.folder import ExportError
     from fl.keys import KeyFileError
     from fl.models import WeightsError
 
-    return KitError, ConfigError, KeyFileError, DataError, WeightsError, ExportError, PredictError, OSError
+    return KitError, ConfigError, KeyFileError, DataError, WeightsError, ExportError, PredictError, PolicyError, ReleaseError, OSError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,6 +17,14 @@ def key_recovery(context: typer.Context) -> None:
     raise typer.Exit(key_recovery.main(context.args))
 
 
+@app.command("leakage", **FORWARDED)
+def leakage(context: typer.Context) -> None:
+    """What one update tells an honest server of its pictures (python -m simulations.audit.leakage --help)."""
+    from simulations.audit import leakage
+
+    raise typer.Exit(leakage.main(context.args))
+
+
 @app.command("faults", **FORWARDED)
 def faults(context: typer.Context) -> None:
     """What one broken client does, beside Flower's FedAvg (python -m simulations.audit.faults --help)."""

@@ -12,6 +12,7 @@ from simulations.veilora.answers import PASSED, As, Format, answer
 
 app = typer.Typer()
 deployments = typer.Typer(no_args_is_help=True, help="The files of a deployment.")
+nodes = typer.Typer(no_args_is_help=True, help="What a node makes for itself.")
 
 
 @app.command()
@@ -30,7 +31,8 @@ def doctor(folder: Annotated[Path, typer.Argument(help="node-N/ or coordinator/ 
 def deploy_init(
     folder: Annotated[Path, typer.Argument(help="the new folder")],
     host: Annotated[str, typer.Option(help="where nodes find the coordinator: a DNS name or an address")],
-    nodes: Annotated[int, typer.Option(help="how many")],
+    nodes: Annotated[int, typer.Option(help="how many, for a trial: their private keys are made here, too")] = 0,
+    pub: Annotated[list[Path] | None, typer.Option(help="a node's public key, from its `veilora node init`; once for each node, in order")] = None,
     port: Annotated[int, typer.Option(help="of the proxy, for the nodes")] = 8443,
     name: Annotated[list[str] | None, typer.Option(help="a further name or address of the coordinator; may be repeated")] = None,
     data: Annotated[str, typer.Option(help="where a node has its pictures")] = "",
@@ -39,14 +41,29 @@ def deploy_init(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     home: Annotated[str, typer.Option(help="the folder on each machine that will hold its folder")] = "/etc/veilora",
     days: Annotated[int, typer.Option(help="until the server's certificate expires")] = 365,
+    secure: Annotated[bool, typer.Option("--secure/--clear", help="whether the nodes' policies demand secure aggregation")] = True,
     format: As = Format.text,
 ) -> None:
-    """Write the files of a deployment: certificates, node keys, units, proxy, containers, commands."""
-    from clients.kit import deploy
+    """Write the files of a deployment: certificates, policies, units, proxy, containers, commands; keys of nodes for a trial alone."""
+    from clients.kit import KitError, deploy, nodekey
 
-    plan = deploy.Plan(host, nodes, port, names=tuple(name or ()), data=data, weights=weights, key=key, device=device, home=home, days=days)
-    steps = deploy.init(folder, plan)
+    if bool(pub) == bool(nodes):
+        raise KitError("a deployment must have its nodes' public keys or, for a trial, their number; give --pub FILE for each, or --nodes N")
+    keys = nodekey.publics(pub or [])
+    plan = deploy.Plan(
+        host, nodes or len(keys), port, names=tuple(name or ()), data=data, weights=weights, key=key, device=device, home=home, days=days, secure=secure
+    )
+    steps = deploy.init(folder, plan, keys=keys)
     answer(format, {"folder": str(folder), "next": steps}, "\n".join(steps))
+
+
+@nodes.command("init")
+def node_init(folder: Annotated[Path, typer.Argument(help="the node's folder, as /etc/veilora/node-0")], format: As = Format.text) -> None:
+    """Make this node's own key, on this node, and show its public half, for the operator's `veilora deploy init --pub`."""
+    from clients.kit import nodekey
+
+    public = nodekey.create(folder).decode().strip()
+    answer(format, {"public": public, "path": str(folder / "node.pub")}, public)
 
 
 @deployments.command("renew")

@@ -1,0 +1,95 @@
+"""How long an update may be: some times what honest ones are, each measured in what its own orders can move.
+
+    reach     AdamW  sqrt(sum_g n_g (rate_g steps)^2)                a value moves by about its rate in a step
+              SGD    max_g rate_g clip steps / (1 - momentum)        the gradient is clipped; unclipped it is taken as GREATEST
+              both   + rate decay steps |what was given|             where weights decay; all at the largest rate of the round
+    longest   factor x (median of the admitted |update| / reach) x reach        before there is a median: SLACK x reach
+
+So a client of many images, who takes more steps, and a round of small rates are judged alike. The median is over the last
+ROUNDS rounds; of variates that ride along (`strategies.scaffold`), whose reach is GREATEST, there is one apart. What is sent
+may be longer than what was trained, since a codec's losses are added to it: the slack and the factor have room for that.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any, NamedTuple, Sequence
+
+from fl.adapter import Adapter, apart, group, norm
+from fl.recipe import Recipe, schedule
+
+GREATEST = 1e3  # the norm of a gradient that nobody clips, at most
+SLACK = 2.0     # before there is a median; honest updates are seen below 1
+ROUNDS = 5
+
+
+class Length(NamedTuple):
+    """A norm of the weights in a message, and one of the variates that ride along."""
+
+    own: float
+    control: float
+
+
+def reach(recipe: Recipe, given: Adapter, steps: float) -> Length:
+    """How far ``steps`` of ``recipe`` from what was ``given`` can lead."""
+    sent = apart(recipe.sent(given)).own
+    sizes: dict[str, int] = {}
+    for name, tensor in sent.items():
+        sizes[group(name)] = sizes.get(group(name), 0) + tensor.numel()
+    top = peak(recipe)
+    rates = {g: top * recipe.lr.get(g, 0.0) for g in sizes}
+    largest = max(rates.values(), default=0.0)
+    if recipe.optimizer == "sgd":
+        moved = largest * (recipe.clip or GREATEST) * steps / (1 - recipe.momentum)
+    else:
+        moved = sum(n * (rates[g] * steps) ** 2 for g, n in sizes.items()) ** 0.5
+    decayed = largest * recipe.weight_decay * steps * norm(sent) if recipe.weight_decay else 0.0
+    return Length(moved + decayed, GREATEST)
+
+
+def peak(recipe: Recipe, points: int = 16) -> float:
+    """The largest share of the peak rate in this round."""
+    low, high = recipe.span
+    turn = (recipe.warmup - low) / (high - low) if high > low else 0.0
+    return max(schedule(recipe, t) for t in (*(i / points for i in range(points + 1)), min(1.0, max(0.0, turn))))
+
+
+class Lengths:
+    """The running medians of a run; ``factor`` is what an update may have of them."""
+
+    def __init__(self, factor: float) -> None:
+        self._factor, self._rounds, self._now = factor, [], []
+
+    def longest(self, whole: Length) -> Length:
+        """What an update may have whose reach is ``whole``: the same for all of a round."""
+        seen = [ratios for round in self._rounds for ratios in round]
+        middle = Length(*(median(column) for column in zip(*seen))) if seen else Length(0.0, 0.0)
+        return Length(*(w * (self._factor * m if m > 0 else SLACK) for w, m in zip(whole, middle)))
+
+    def see(self, update: Adapter, whole: Length) -> None:
+        """Take note of an admitted ``update``; it counts from the next round on."""
+        found = measured(update)
+        self._now.append([f / w if w else 0.0 for f, w in zip(found, whole)])
+
+    def begin(self) -> None:
+        """Forget what an attempt of this round saw."""
+        self._now = []
+
+    def commit(self) -> None:
+        """The round is done."""
+        self._rounds = [*self._rounds, self._now][-ROUNDS:]
+        self._now = []
+
+    def kept(self) -> list[Any]:
+        """What a checkpoint holds of this memory."""
+        return list(self._rounds)
+
+    def recall(self, kept: Sequence[Any]) -> None:
+        """Remember what `kept` gave."""
+        self._rounds, self._now = [[list(ratios) for ratios in round] for round in kept], []
+
+
+def measured(update: Adapter) -> Length:
+    """How long an ``update`` is, its weights and its variates."""
+    parts = apart(update)
+    return Length(norm(parts.own), norm(parts.control))

@@ -13,7 +13,7 @@ from torch import Tensor
 from fl.config import Config, build
 from fl.datasets import DataError, Dataset, Examples, own
 from fl.datasets.partition import Split, split
-from fl.keys import SharedKey
+from fl.keys import Secret, SharedKey
 
 
 class Share(NamedTuple):
@@ -49,9 +49,12 @@ class Holdings(NamedTuple):
     encrypted: bool = False
     name: str = ""
 
-    def named(self, key: SharedKey) -> str:
-        """Sixteen hex digits of the classes' names in their order, under the key: who has it not cannot try names from a dictionary."""
-        return hmac.digest(key.stream("classes", 32), json.dumps(self.classes).encode(), "sha256").hex()[:16]
+    def named(self, key: Secret | None) -> str:
+        """Sixteen hex digits of the classes' names in their order, under the key: who has it not cannot try names from a dictionary.
+
+        None is for clients that share no key: their digest can be tried.
+        """
+        return hmac.digest(key.stream("classes", 32) if key else b"classes", json.dumps(self.classes).encode(), "sha256").hex()[:16]
 
 
 def holdings(config: Config, index: int, of: int, key: SharedKey) -> Holdings:

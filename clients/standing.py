@@ -29,6 +29,13 @@ REFUSALS = 3  # sums of one round that did not open, after which a client takes 
 log = logging.getLogger("veilora.client")
 
 
+class Stepped(SealError):
+    """A run whose epoch is over: what it sealed does not open any more."""
+
+    rule = "another run has ended since this one began"
+    RULES = (rule,)
+
+
 class Standing(NamedTuple):
     """After which round a client stands; the strategy's state; by group the root mean square of the last step; what the last
     sum told, the mean training loss and the share of values that were clipped, float64 (2,), and who was in it, int64 (m,);
@@ -69,7 +76,7 @@ def recalled(client: Client, run: str, since: int, locked: Tensor | None, first:
         raise SealError(reason)
     began, now = Notes(drawer).first("seal", client.seal_key.fingerprint), client.seal_key.fingerprint
     if began != now:
-        raise SealError(f"this run began with the seal key {began}, and it is {now} by now: another run has ended since; start this one anew")
+        raise Stepped(f"this run began with the seal key {began}, and it is {now} by now: another run has ended since; start this one anew")
     if locked is not None:
         return first._replace(round=since, **nested(tree(first), unlock(client.seal_key, start(client, run), since, locked)))
     if not since:

@@ -125,34 +125,34 @@ def place(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def octets(path: Path, nbytes: int, name: str, maker: str, exact: bool = True) -> bytes:
+def octets(path: Path, nbytes: int, name: str, maker: str, exact: bool = True, error: type[KeyFileError] = KeyFileError) -> bytes:
     """The ``nbytes`` bytes, or up to so many, of the secret file ``path``; errors have its ``name`` and the command that makes one.
 
-    Raises KeyFileError, naming the fix, when the path is missing, a link, a folder or another kind of thing, open to
+    Raises ``error``, naming the fix, when the path is missing, a link, a folder or another kind of thing, open to
     group or others, unreadable, or of another length.
     """
     path = path.expanduser()
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise KeyFileError(f"{name} is missing; carry it from the client that has it, or make the first: {maker} {path}") from None
-    except OSError as error:
+        raise error(f"{name} is missing; carry it from the client that has it, or make the first: {maker} {path}") from None
+    except OSError as reason:
         if path.is_symlink():
-            raise KeyFileError(f"{name} must not be a link; name the file itself") from None
-        raise KeyFileError(f"{name} cannot be read ({error.strerror}); run: chmod 600 {path}") from None
+            raise error(f"{name} must not be a link; name the file itself") from None
+        raise error(f"{name} cannot be read ({reason.strerror}); run: chmod 600 {path}") from None
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"{name} must be a plain file; make one with: {maker} FILE")
+            raise error(f"{name} must be a plain file; make one with: {maker} FILE")
         mode = stat.S_IMODE(status.st_mode)
         if mode & ~CREDENTIAL if path.parent == credentials() else mode & 0o077:
-            raise KeyFileError(f"{name} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
+            raise error(f"{name} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
         content = os.read(handle, nbytes + 1)
     finally:
         os.close(handle)
     if exact and len(content) != nbytes:
         size = "more" if len(content) > nbytes else len(content)
-        raise KeyFileError(f"{name} must hold {nbytes} bytes, got {size}; copy it again from another client")
+        raise error(f"{name} must hold {nbytes} bytes, got {size}; copy it again from another client")
     return content
 
 

@@ -26,6 +26,13 @@ LEAP = 100      # epochs, at most, that a key steps at one word of the server's
 ROTATED = 1000  # a fresh secret begins at the next multiple: a node that went on with the old one is not ahead of it
 
 
+class SealKeyFileError(KeyFileError):
+    """A seal key file that must not be used, or that cannot step; ``rule`` says which, where a coordinator may hear it."""
+
+    settings, RULES = ("seal_key",), ("the seal key is too far behind",)
+    rule = ""
+
+
 class SealKey(Secret):
     """The secret of one epoch. Its ``fingerprint`` names the epoch, as in ``3-b6b84e55f15c5292``."""
 
@@ -71,7 +78,7 @@ def read(path: Path) -> SealKey:
     if os.path.lexists(_old(path)):  # a step that was broken off: what it left goes before anything is done with the key
         with _alone(path):
             _sweep(path)
-    return of(octets(path, BYTES + EPOCH, f"seal key {path}", "veilora keygen --seal"))
+    return of(octets(path, BYTES + EPOCH, f"seal key {path}", "veilora keygen --seal", error=SealKeyFileError))
 
 
 def advance(path: Path, epoch: int) -> SealKey:
@@ -85,7 +92,9 @@ def advance(path: Path, epoch: int) -> SealKey:
         _sweep(path)
         key = read(path)
         if epoch - key.epoch > LEAP:
-            raise KeyFileError(f"seal key {path} stands at epoch {key.epoch}, too far behind to step; have it shared anew: veilora key share")
+            error = SealKeyFileError(f"seal key {path} stands at epoch {key.epoch}, too far behind to step; have it shared anew: veilora key share")
+            (error.rule,) = error.RULES
+            raise error
         if epoch > key.epoch:
             while key.epoch < epoch:
                 key = key.next()
@@ -120,7 +129,7 @@ def take(path: Path, key: SealKey) -> bool:
         if own == key:
             return False
         if key.epoch <= own.epoch:
-            raise KeyFileError(f"a seal key goes forward only: {path} stands at epoch {own.epoch}, and what was shared is of epoch {key.epoch}")
+            raise SealKeyFileError(f"a seal key goes forward only: {path} stands at epoch {own.epoch}, and what was shared is of epoch {key.epoch}")
         _replace(path, key)
     return True
 
@@ -134,7 +143,7 @@ def _replace(path: Path, key: SealKey) -> None:
         if owner.st_uid != os.geteuid():  # root did this for a service's user
             os.chown(path, owner.st_uid, owner.st_gid)
     except OSError as error:
-        raise KeyFileError(f"seal key {path} must be in a folder that its owner may write, but cannot be replaced ({error.strerror})") from None
+        raise SealKeyFileError(f"seal key {path} must be in a folder that its owner may write, but cannot be replaced ({error.strerror})") from None
     _sweep(path)
 
 
@@ -149,7 +158,7 @@ def _sweep(path: Path) -> None:
             else:
                 durable.destroy(left)
     except OSError as error:
-        raise KeyFileError(f"seal key {path} must be in a folder that its owner may write: what a step left cannot be destroyed ({error.strerror})") from None
+        raise SealKeyFileError(f"seal key {path} must be in a folder that its owner may write: what a step left cannot be destroyed ({error.strerror})") from None
 
 
 def _old(path: Path) -> Path:
@@ -162,7 +171,7 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         handle = os.open(path.parent, os.O_RDONLY)
     except OSError as error:
-        raise KeyFileError(f"seal key {path} cannot be read ({error.strerror}); make one with: veilora keygen --seal {path}") from None
+        raise SealKeyFileError(f"seal key {path} cannot be read ({error.strerror}); make one with: veilora keygen --seal {path}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

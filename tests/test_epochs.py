@@ -9,7 +9,7 @@ import pytest
 from test_simulation import by_flower, by_loop, equal, home, settings  # noqa: F401
 
 from clients import blind as client_side
-from clients import epochs, local, standing
+from clients import epochs, failure, local, standing
 from clients.client_app import app as client_app
 from fl import keys, seal_key
 from fl.adapter import norm, sub
@@ -26,7 +26,7 @@ from strategies.server_app import app as server_app
 from strategies.talk import RunFailed
 
 BLIND = "blind=true seal.largest=200"
-RUNS = pytest.mark.parametrize("run", [by_loop, by_flower], ids=["loop", "flower"])
+RUNS = pytest.mark.parametrize("run", [by_flower, pytest.param(by_loop, marks=pytest.mark.slow)], ids=["flower", "loop"])
 
 
 def apart(out: Path, of: int = 3) -> str:
@@ -164,7 +164,9 @@ def test_a_run_that_another_one_ends_under_it_says_so(home, tmp_path, monkeypatc
 
 def test_masks_tags_and_locks_take_nothing_of_the_image_key(home, tmp_path, monkeypatch):
     def taken(self, purpose, nbytes):
-        raise AssertionError(f"the image key is for pictures alone, and was asked for {purpose}")
+        if purpose != "classes":  # a digest of the classes' names in the roll call
+            raise AssertionError(f"the image key is for pictures alone, and was asked for {purpose}")
+        return bytes(nbytes)
 
     monkeypatch.setattr(SharedKey, "stream", taken)
     by_loop(home, tmp_path, BLIND, "fraction=0.9 strategy=fedavgm")
@@ -280,3 +282,18 @@ def test_with_image_keys_of_their_own_the_adapter_is_that_of_a_shared_one(home, 
 def test_image_keys_of_their_own_need_a_keyed_start():
     with pytest.raises(ConfigError, match="need start=keyed, got start=public; set start=keyed or image_keys=shared"):
         load("image_keys=own start=public")
+
+
+# What a coordinator hears of it
+
+
+def test_in_a_deployment_a_failure_of_the_seal_key_is_told_by_a_rule_or_a_setting_alone(tmp_path):
+    seal_key.create(tmp_path / "jane" / "seal.key")
+    errors = []
+    for work in (lambda: seal_key.advance(tmp_path / "jane" / "seal.key", 2 * LEAP), lambda: seal_key.read(tmp_path / "none")):
+        with pytest.raises(keys.KeyFileError) as caught:
+            work()
+        errors.append(caught.value)
+    assert [failure.closed(error, None) for error in (*errors, standing.Stepped("seal key 0-ab"))] == [
+        "its key: the seal key is too far behind", "its key: seal_key; its log says why", "the seal: another run has ended since this one began",
+    ]  # fmt: skip

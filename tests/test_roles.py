@@ -186,6 +186,7 @@ def test_a_secure_run_of_different_users_over_tls_equals_the_plain_loop_bit_for_
     found = load_adapter(theirs)
     assert ours.keys() == found.keys() and all(torch.equal(ours[name], found[name]) for name in ours) and not more
     assert (output / "sealed.safetensors").exists() and not (output / "adapter.safetensors").exists()
+    assert [seal_key.read(site.folder / f"var/node-{i}/seal.key").epoch for i in range(3)] == [1, 1, 1], "each node's key has stepped"
 
 
 @needs_root

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any, Mapping
@@ -72,8 +72,10 @@ def device(wish: str, told: Mapping[str, Any]) -> Finding:
 
 def seal_key(path: str) -> str:
     """The epoch and fingerprint of the seal key, which must be able to step. Raises KeyFileError and KitError."""
-    if not os.access(Path(path).expanduser().parent, os.W_OK):
-        raise KitError(f"{path} must be in a folder that this user may write, since the key steps when a run ends")
+    try:
+        tempfile.TemporaryFile(dir=Path(path).expanduser().parent).close()
+    except OSError as error:
+        raise KitError(f"{path} must be in a folder that this user may write, since the key steps when a run ends ({error.strerror})") from None
     return f"{path}, epoch and fingerprint {seal_keys.read(Path(path)).fingerprint}; compare it with the other nodes'"
 
 

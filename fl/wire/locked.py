@@ -21,13 +21,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fl.keys import SharedKey
+from fl.seal_key import SealKey
 from fl.wire.masks import SealError
 
 SALT, HEAD = 20, 32  # bytes: the salt, and with the nonce
 
 
-def lock(key: SharedKey, start: bytes, round: int, tensors: Mapping[str, Tensor]) -> Tensor:
+def lock(key: SealKey, start: bytes, round: int, tensors: Mapping[str, Tensor]) -> Tensor:
     """uint8 (n,): ``tensors`` as they stand after ``round`` of the run that begins at ``start``."""
     plain, bound = save({n: t.clone().contiguous() for n, t in tensors.items()}), _bound(start, round)
     state = hmac.new(key.stream("blind checkpoint nonce", 32), secrets.token_bytes(32) + bound, "sha256")
@@ -36,7 +36,7 @@ def lock(key: SharedKey, start: bytes, round: int, tensors: Mapping[str, Tensor]
     return torch.frombuffer(bytearray(head + _box(key, bound, head).encrypt(head[SALT:], plain, bound)), dtype=torch.uint8)
 
 
-def unlock(key: SharedKey, start: bytes, round: int, locked: Tensor) -> dict[str, Tensor]:
+def unlock(key: SealKey, start: bytes, round: int, locked: Tensor) -> dict[str, Tensor]:
     """What was locked. Raises SealError when it was changed, or is of another run or round, or under another key."""
     octets, bound = np.ascontiguousarray(locked.numpy()).tobytes(), _bound(start, round)
     head, rest = octets[:HEAD], octets[HEAD:]
@@ -46,7 +46,7 @@ def unlock(key: SharedKey, start: bytes, round: int, locked: Tensor) -> dict[str
         raise SealError(f"the state of round {round} must be as a client locked it: changed, or of another run, round or key") from None
 
 
-def _box(key: SharedKey, bound: bytes, head: bytes) -> AESGCM:
+def _box(key: SealKey, bound: bytes, head: bytes) -> AESGCM:
     return AESGCM(hmac.digest(key.stream("blind checkpoint", 32), bound + head[:SALT], "sha256"))
 
 

@@ -28,7 +28,7 @@ from typing import NamedTuple, Sequence
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from fl.keys import SharedKey
+from fl.seal_key import SealKey
 from fl.wire.sealed import NONCE, PRIME, ROOM, TAIL, Bits, Sealed, Total, join, size, split
 
 LOSS = 2**16   # fixed point of the loss
@@ -78,7 +78,7 @@ class Opened(NamedTuple):
 
 
 def seal(
-    key: SharedKey, bound: str, round: int, client: int, update: np.ndarray, images: int, loss: float, terms: Terms,
+    key: SealKey, bound: str, round: int, client: int, update: np.ndarray, images: int, loss: float, terms: Terms,
     chance: np.random.Generator | None = None,
 ) -> Sealed:
     """Encode and mask ``update`` (float32 (n,)), made of so many ``images`` with this ``loss``.
@@ -112,7 +112,7 @@ def encoded(update: np.ndarray, images: int, terms: Terms, chance: np.random.Gen
     return x, clipped
 
 
-def open_total(key: SharedKey, bound: str, round: int, total: Total, count: int, terms: Terms) -> Opened:
+def open_total(key: SealKey, bound: str, round: int, total: Total, count: int, terms: Terms) -> Opened:
     """Take the masks of ``total.members`` off, check range and tag, and divide. ``count``: values of an update.
 
     Raises SealError for a list that cannot be, of too few, too many or one twice; and with one and the same line for all
@@ -176,13 +176,13 @@ def _added(tail: np.ndarray, mask: np.ndarray, sign: int = 1) -> np.ndarray:
     return moved
 
 
-def _tag(key: SharedKey, bound: str, round: int, x: np.ndarray, tail: np.ndarray) -> int:
+def _tag(key: SealKey, bound: str, round: int, x: np.ndarray, tail: np.ndarray) -> int:
     # words of 64 bits modulo p: of p residues nine come 9 times where the others come 8 times in 2^64
     alpha = np.frombuffer(key.stream(f"blind tag {bound} {round}", 8 * (x.size + TAIL - 1)), "<u8")
     return (product(alpha[: x.size], x) + sum(int(a) * int(v) for a, v in zip(alpha[x.size :], tail))) % PRIME
 
 
-def _nonce(key: SharedKey, bound: str, round: int, client: int, x: np.ndarray, tail: np.ndarray, fresh: bytes) -> bytes:
+def _nonce(key: SealKey, bound: str, round: int, client: int, x: np.ndarray, tail: np.ndarray, fresh: bytes) -> bytes:
     state = hmac.new(key.stream("blind nonce", 32), fresh, "sha256")
     state.update(f"{bound}|{round}|{client}|".encode())
     state.update(x.data)
@@ -190,7 +190,7 @@ def _nonce(key: SharedKey, bound: str, round: int, client: int, x: np.ndarray, t
     return state.digest()[:NONCE]
 
 
-def _mask(key: SharedKey, bound: str, round: int, client: int, nonce: bytes, count: int, bits: Bits) -> tuple[np.ndarray, np.ndarray]:
+def _mask(key: SealKey, bound: str, round: int, client: int, nonce: bytes, count: int, bits: Bits) -> tuple[np.ndarray, np.ndarray]:
     own = hmac.digest(key.stream("blind mask", 32), f"{bound}|{round}|{client}|".encode() + nonce, "sha256")
     words = Cipher(algorithms.AES(own), modes.CTR(bytes(16))).encryptor().update(bytes(4 * count + 8 * TAIL))
     return np.frombuffer(words, "<u4", count), np.frombuffer(words, "<u8", TAIL, 4 * count)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl.keys import SharedKey
+from fl.seal_key import SealKey
 from fl.wire import sealed, transcript
 from fl.wire.masks import Terms, open_total, seal
 from fl.wire.sealed import Sealed, Total
@@ -18,7 +18,7 @@ from simulations.bench.step import BASE, ours
 
 COUNT, PICTURES, BATCH = 745_738, 100, 4
 TRAIN, SEAL = f"train, {PICTURES} pictures", "seal"
-KEY, BOUND = SharedKey(bytes(range(32))), transcript.bound(bytes(transcript.BYTES), "train")
+KEY, BOUND = SealKey(bytes(range(32))), transcript.bound(bytes(transcript.BYTES), "train")
 
 
 def run(options: Options) -> list[Section]:

@@ -108,6 +108,14 @@ def test_a_setting_that_a_builder_does_not_take_is_refused_before_it_runs(tmp_pa
     assert not (tmp_path / "mark").exists() and caught.value.settings == ("method.cmd",)
 
 
+@pytest.mark.parametrize("name", ["local-dir:/etc/veilora", "hf-hub:mallory/vit", "hf_hub:mallory/vit", "../vit", "vit.a/b", "/vit", ""])
+def test_a_model_is_one_of_timms_own_and_no_folder_or_repository(name, monkeypatch):
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("timm was asked"))
+    with pytest.raises(ConfigError, match="name: String should match") as caught:
+        build(load(f"model=vit_tiny model.weights=none 'model.name=\"{name}\"'").model, classes=3)
+    assert caught.value.settings == ("model.name",)
+
+
 # Interpolations ---------------------------------------------------------------------------------------------------------
 
 

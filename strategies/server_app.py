@@ -17,6 +17,11 @@ app = ServerApp()
 STATUS = {ConfigError: 2, QuorumLost: 5, IntegrityError: 6}  # the exit status that a launcher gives; of all else it is 4
 
 
+def status_of(error: Exception) -> int | None:
+    """The exit status that `STATUS` gives an error of this kind; None of all else."""
+    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), None)
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation; what goes wrong is one line and a failed run."""
@@ -31,6 +36,6 @@ def main(grid: Grid, context: Context) -> None:
             return
         federate(grid, config, journal)
     except Exception as error:
-        status = STATUS.get(type(error))
+        status = status_of(error)
         print("error: " + " ".join(str(error).split()) + (f" (exit status {status})" if status else ""), file=sys.stderr, flush=True)
         raise  # so that the engine's status of the run is "failed"

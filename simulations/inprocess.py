@@ -116,5 +116,5 @@ def run_apps(nodes: int, overrides: str) -> int:
     try:
         run(server_app.app, client_app.app, nodes, overrides)
     except Exception as error:  # the ServerApp has said it
-        return server_app.STATUS.get(type(error), 4)
+        return server_app.status_of(error) or 4
     return 0

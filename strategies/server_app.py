@@ -25,6 +25,11 @@ def placed(config: Config, environ: Mapping[str, str]) -> Config:
     return config.at_node(node({"output": output})) if output else config
 
 
+def status_of(error: Exception) -> int | None:
+    """The exit status that `STATUS` gives an error of this kind; None of all else."""
+    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), None)
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation; what goes wrong is one line and a failed run."""
@@ -40,6 +45,6 @@ def main(grid: Grid, context: Context) -> None:
             return
         federate(grid, config, journal)
     except Exception as error:
-        status = STATUS.get(type(error))
+        status = status_of(error)
         print("error: " + " ".join(str(error).split()) + (f" (exit status {status})" if status else ""), file=sys.stderr, flush=True)
         raise  # so that the engine's status of the run is "failed"

@@ -25,6 +25,7 @@ from fl.datasets.images import resize
 from fl.export import export, peft
 from fl.export.merged import forward, merge
 from fl.export.folder import ExportError
+from fl.export.released import READING, reading
 from fl.export.restored import Restored, backbone, restore
 from fl.journal import Journal
 from fl.models.lora import LoRAqv, LowRank
@@ -239,7 +240,17 @@ def test_a_folder_that_names_a_builder_of_others_is_refused(left, tmp_path):
     run = left("melo")
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("fl.models.vit.vit", "os.system"))
-    refused(run, tmp_path, "one of fl.models, got 'os.system'")
+    refused(run, tmp_path, "must be the config of a run (model must name a builder of conf/model in _target_, got 'os.system'")
+
+
+@pytest.mark.parametrize("target", ["os.system", "fl.keys.read", "fl.models.melo.melo", None])
+def test_an_export_that_names_a_cipher_of_others_is_refused(tmp_path, target):
+    told = {"kind": "timm", "image": 32, "block": 8, "cipher": {"_target_": target}, "start": "keyed", "fingerprint": "", "classes": ["a"]}
+    (tmp_path / READING).write_text(json.dumps(told))
+    with pytest.raises(ExportError, match="must name a cipher of conf/cipher"):
+        reading(tmp_path)
+    (tmp_path / READING).write_text(json.dumps(told | {"cipher": {"_target_": "fl.ciphers.plain.plain"}}))
+    assert reading(tmp_path).cipher == {"_target_": "fl.ciphers.plain.plain"}
 
 
 def test_another_backbone_is_refused_by_shape_and_by_digest(left, tmp_path):

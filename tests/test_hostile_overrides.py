@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from fl.adapter import GROUPS
 from fl.builders import PARTS, build
 from fl.config import CONF, Config, ConfigError, load
 from fl.overrides import OverrideError, words
+from simulations import inprocess, loop
 
 
 @pytest.mark.parametrize(("typed", "rule"), OVERRIDES, ids=[typed[:40] for typed, _ in OVERRIDES])
@@ -106,6 +108,22 @@ def test_a_setting_that_a_builder_does_not_take_is_refused_before_it_runs(tmp_pa
     with pytest.raises(ConfigError, match="cmd: Unexpected keyword argument") as caught:
         build(part)
     assert not (tmp_path / "mark").exists() and caught.value.settings == ("method.cmd",)
+
+
+@pytest.mark.parametrize("part", ["method", "partition", "data", "codec"])
+def test_a_run_whose_words_are_a_program_ends_before_it_begins(tmp_path, capsys, part):
+    attack = [f"{part}._target_=subprocess.getoutput", f"+{part}.cmd=touch {tmp_path}/mark", f"key={tmp_path}/key", f"output={tmp_path}/runs"]
+    assert loop.main(attack) == 2 and "a builder must be chosen by its group" in capsys.readouterr().err
+    assert inprocess.run_apps(2, shlex.join(attack)) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["local-dir:/etc/veilora", "hf-hub:mallory/vit", "hf_hub:mallory/vit", "../vit", "vit.a/b", "/vit", ""])
+def test_a_model_is_one_of_timms_own_and_no_folder_or_repository(name, monkeypatch):
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("timm was asked"))
+    with pytest.raises(ConfigError, match="name: String should match") as caught:
+        build(load(f"model=vit_tiny model.weights=none 'model.name=\"{name}\"'").model, classes=3)
+    assert caught.value.settings == ("model.name",)
 
 
 # Interpolations ---------------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
+from fl.builders import builders
 from fl.export import merged
-from fl.export.folder import ExportError, Reading, open_run, ours
+from fl.export.folder import ExportError, Reading, open_run
 from fl.export.restored import restore
 
 READING = "veilora.json"  # in every export: what `Reading` holds, and the kind
@@ -39,7 +40,9 @@ def reading(folder: Path) -> Reading:
         raise ExportError(f"{path} is damaged ({type(error).__name__}); export the run again") from None
     if kind != "timm":
         raise ExportError(f"pictures are predicted from a run's folder or an export of kind=timm, got kind={kind}; that one is for its own library")
-    return found._replace(cipher=ours(found.cipher, "fl.ciphers"))
+    if found.cipher.get("_target_") not in builders("cipher"):
+        raise ExportError(f"{path} must name a cipher of conf/cipher, got {str(found.cipher.get('_target_'))[:60]!r}; take a folder that you trust")
+    return found
 
 
 def is_run(folder: Path) -> bool:

@@ -6,19 +6,23 @@ The head starts at zero: every client has the same one without a word about it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import timm
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from timm.models import VisionTransformer
 from torch import nn
 
 from fl.models import WeightsError
 from fl.randomness import derive
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$")]
+"""A model of timm's own; timm would also read a folder (``local-dir:``) or another's repository (``hf-hub:``)."""
+
 
 def vit(
-    name: str, image: PositiveInt, patch: PositiveInt, classes: PositiveInt, weights: str = "hub", **shape: int
+    name: Name, image: PositiveInt, patch: PositiveInt, classes: PositiveInt, weights: str = "hub", **shape: int
 ) -> nn.Module:
     """timm's model ``name`` for ``image`` x ``image`` pictures in ``patch`` x ``patch`` patches.
 

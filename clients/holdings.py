@@ -49,9 +49,12 @@ class Holdings(NamedTuple):
     encrypted: bool = False
     name: str = ""
 
-    def named(self, key: SharedKey) -> str:
-        """Sixteen hex digits of the classes' names in their order, under the key: who has it not cannot try names from a dictionary."""
-        return hmac.digest(key.stream("classes", 32), json.dumps(self.classes).encode(), "sha256").hex()[:16]
+    def named(self, key: SharedKey | None) -> str:
+        """Sixteen hex digits of the classes' names in their order, under the key: who has it not cannot try names from a dictionary.
+
+        None, where sites have no image key in common, is no protection: a dictionary of names finds them.
+        """
+        return hmac.digest(key.stream("classes", 32) if key else bytes(32), json.dumps(self.classes).encode(), "sha256").hex()[:16]
 
 
 def holdings(config: Config, index: int, of: int, key: SharedKey) -> Holdings:

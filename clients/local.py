@@ -212,7 +212,7 @@ def roll(client: Client) -> dict:
             "key": client.key.fingerprint if config.image_keys == "shared" else "own",
             "seal": client.seal_key.fingerprint if config.blind else "",
             "backbone": client.bench.backbone,
-            "classes": client.holdings.named(client.key),
+            "classes": client.holdings.named(client.key if config.image_keys == "shared" else None),
             "split": client.holdings.digest,
             "start": adapters.digest(client.bench.start),
         },

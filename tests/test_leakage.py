@@ -28,8 +28,9 @@ def test_the_variation_of_two_histograms_is_what_must_move():
 def test_the_classes_of_a_client_are_in_its_clear_update_and_not_in_its_sealed_one(tmp_path):
     config = leakage.composed(SMALL, tmp_path, 0, partition="dirichlet", clients=10, data__train=1000)
     found = leakage.by_class(config, 20)
-    assert found["class"]["clear"] > 0.8
-    assert abs(found["class"]["sealed"] - 0.5) < 0.25  # some eighty scores, ten of each message
+    assert found["class"]["clear"] > 0.65 and found["class fitted"]["clear"] > 0.8
+    for what in ("class", "class fitted"):
+        assert abs(found[what]["sealed"] - 0.5) < 0.28, what  # some eighty scores, ten of each message
     assert found["histogram"]["clear"] < 0.7 * found["histogram"]["chance"]
     assert found["histogram"]["sealed"] > 0.7 * found["histogram"]["chance"]
 

@@ -1,9 +1,9 @@
 """What an honest server that looks closely makes of one client's update: which classes, how many of each, which pictures.
 
-    histogram   the gradient of the head's bias is p_c - y_c, so the bias of a class that is there goes up; share of class c ~
-                ridge regression on what the head did for it, fitted to rounds that the server trains itself, on public
-                pictures whose classes it draws; then cut at 0 and divided by the sum
-    class       the same regression's share of the class, as a score
+    class       the gradient of the head's bias is p_c - y_c, so the bias of a class that is there goes up: score = db_c
+    histogram   share of class c ~ ridge regression on what the head did for it, fitted to rounds that the server trains itself,
+                on public pictures whose classes it draws; then cut at 0 and divided by the sum
+    fitted      is a class there? the regression's share of it, as a score
     member      loss of a picture before the update minus after it: pictures that were trained on gain more
 
 All three need the public start, the public backbone and public pictures, and no key: with a keyed start an update is that

@@ -6,7 +6,8 @@ One round of our own federation, from a keyed start: what the server holds of ea
 says. ``clear`` is the update as the default codec brings it; ``sealed`` is the message of the same round under secure
 aggregation, its words read as an update as long as the clear one, which tells the attacker more than the message does.
 
-    class               is a class among the client's pictures? AUC over clients and classes
+    class               is a class among the client's pictures? AUC over clients and classes, by the head's bias alone
+    class fitted        the same by the regression of the histogram
     histogram           total variation between the guessed and the true shares of the classes; chance is the uniform guess
     member N x E        was a picture trained on? AUC for clients of N pictures that train E epochs
 
@@ -32,6 +33,7 @@ import torch
 
 from clients import blind, local
 from clients.holdings import Share
+from fl import seal_key
 from fl.adapter import Adapter, flat, norm
 from fl.config import Config, ConfigError, load
 from fl.datasets import Examples
@@ -50,7 +52,7 @@ SIZES = ((200, 1), (200, 5), (20, 1), (20, 5))  # pictures of a client and epoch
 FEW = 5                                         # clients of each of them
 SHADOWS = 40                                    # rounds that the server trains itself
 OTHERS = 200                                    # pictures that were not trained on
-CHANCE = {"class": 0.5, **{f"member {n} x {epochs}": 0.5 for n, epochs in SIZES}}
+CHANCE = {"class": 0.5, "class fitted": 0.5, **{f"member {n} x {epochs}": 0.5 for n, epochs in SIZES}}
 
 
 class Seen(NamedTuple):
@@ -66,16 +68,16 @@ def rounds(config: Config) -> Iterator[Seen]:
     wire, secure = coding(config), config.model_copy(update={"blind": True})
     for index in range(config.clients):
         client = local.open_client(config, index, config.clients)
-        update, _, _ = local.train(client, 1, config.recipe, client.bench.start)
+        trained = local.train(client, 1, config.recipe, client.bench.start)
         stream = generator(config.seed, "up", 1, index)
-        clear = flat(unpack(pack(update, wire.differences, stream), wire.differences))
-        yield Seen(clear, sealed(replace(client, config=secure), clear), client.holdings.train.examples())
+        clear = flat(unpack(pack(trained[0], wire.differences, stream), wire.differences))
+        yield Seen(clear, sealed(replace(client, config=secure), trained, clear), client.holdings.train.examples())
 
 
-def sealed(client: local.Client, like: Adapter) -> Adapter:
-    """The client's sealed message of round 1, its words read as an update as long as ``like``."""
+def sealed(client: local.Client, trained: local.Trained, like: Adapter) -> Adapter:
+    """The client's sealed message of round 1, of what it ``trained``, its words read as an update as long as ``like``."""
     message, facts = next(Memory("audit", client.config.digest()).messages(client.index, 0, {"round": 1}))
-    _, packed = blind.train(client, facts, message)
+    _, packed = blind.answer(client, facts, blind.ask(client, facts, message), trained)
     bits, layout = client.config.seal.bits, flat(like).layout
     words = signed(split(unpack(packed, OCTETS)["sealed.payload"].numpy(), bits)[0], bits)
     values = torch.from_numpy(words[: flat(like).buffer.numel()].astype(np.float32))
@@ -112,11 +114,12 @@ def by_class(config: Config, number: int) -> dict[str, dict[str, float]]:
     classes = len(seen[0].clear[BIAS])
     truth = np.stack([histogram(one.pictures.labels, classes) for one in seen])
     guesses = {"chance": [np.full(classes, 1 / classes)] * len(seen)}
-    found = {"class": {}, "histogram": {}}
+    found = {"class": {}, "class fitted": {}, "histogram": {}}
     for name in ("clear", "sealed"):
         updates = [getattr(one, name) for one in seen]
-        scores = np.stack([model.scores(update, images) for update, images in zip(updates, sizes)])
-        found["class"][name] = auc(scores[truth > 0], scores[truth == 0])
+        scores = {"class": [update[BIAS].double().numpy() for update in updates], "class fitted": list(map(model.scores, updates, sizes))}
+        for what, each in scores.items():
+            found[what][name] = auc(np.stack(each)[truth > 0], np.stack(each)[truth == 0])
         guesses[name] = [model.guess(update, images) for update, images in zip(updates, sizes)]
     for name, guessed in guesses.items():
         found["histogram"][name] = statistics.mean(map(variation, guessed, truth))
@@ -137,11 +140,13 @@ def by_picture(config: Config) -> dict[str, float]:
 
 
 def composed(overrides: Sequence[str], folder: Path, seed: int, **more: object) -> Config:
-    """The config of one attack, its key always the same bytes for a ``seed``."""
-    key = folder / "key"
+    """The config of one attack, its image key always the same bytes for a ``seed``."""
+    key, seals = folder / "key", folder / "seal.key"
+    if not seals.exists():
+        seal_key.create(seals)
     key.touch(mode=0o600)
     key.write_bytes(hashlib.sha256(f"audit key {seed}".encode()).digest())
-    words = [*overrides, f"seed={seed}", f"key={key}", f"state={folder / 'state'}", "start=keyed"]
+    words = [*overrides, f"seed={seed}", f"key={key}", f"seal_key={seals}", f"state={folder / 'state'}", "start=keyed"]
     return load(shlex.join(words + [f"{name.replace('__', '.')}={value}" for name, value in more.items()]))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, fields
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -73,7 +73,15 @@ class Recipe:
         return Recipe(**values)
 
 
-def schedule(recipe: Recipe, progress: float) -> float:
+class Rates(Protocol):
+    """Of a recipe what says how its learning rates change; as in `Recipe`."""
+
+    span: tuple[float, float]
+    warmup: float
+    cosine: bool
+
+
+def schedule(recipe: Rates, progress: float) -> float:
     """The share of the peak learning rate at ``progress`` in [0, 1) of this round: warm-up, then cosine, over the run."""
     low, high = recipe.span
     t = low + (high - low) * progress

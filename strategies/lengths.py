@@ -1,17 +1,20 @@
 """How long an update may be: some times what honest ones are, each measured in what its own orders can move.
 
-    reach     AdamW  sqrt(sum_g n_g (rate_g steps)^2)                a value moves by about its rate in a step
-              SGD    max_g rate_g clip steps / (1 - momentum)        the gradient is clipped; unclipped it is taken as GREATEST
-              both   + rate decay steps |what was given|             where weights decay; all at the largest rate of the round
+    way       sum of the schedule's shares over the steps of the round, or of one of the ROUNDS before where that is more
+    reach     AdamW  sqrt(sum_g n_g (lr_g way)^2)                    a value moves by about its rate in a step
+              SGD    max_g lr_g clip way / (1 - momentum)            the gradient is clipped; unclipped it is taken as GREATEST
+              both   + max_g lr_g decay way |what was given|         where weights decay
     longest   factor x (median of the admitted |update| / reach) x reach        before there is a median: SLACK x reach
 
 So a client of many images, who takes more steps, and a round of small rates are judged alike. The median is over the last
 ROUNDS rounds; of variates that ride along (`strategies.scaffold`), whose reach is GREATEST, there is one apart. What is sent
-may be longer than what was trained, since a codec's losses are added to it: the slack and the factor have room for that.
+may be longer than what was trained, since what a codec lost in the rounds before is added to it: as the rates fall towards
+the end of a run, that is most of an update, so the way is the longest of some rounds.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from statistics import median
 from typing import Any, NamedTuple, Sequence
 
@@ -30,28 +33,37 @@ class Length(NamedTuple):
     control: float
 
 
-def reach(recipe: Recipe, given: Adapter, steps: float) -> Length:
+def reach(recipe: Recipe, given: Adapter, steps: int) -> Length:
     """How far ``steps`` of ``recipe`` from what was ``given`` can lead."""
     sent = apart(recipe.sent(given)).own
     sizes: dict[str, int] = {}
     for name, tensor in sent.items():
         sizes[group(name)] = sizes.get(group(name), 0) + tensor.numel()
-    top = peak(recipe)
-    rates = {g: top * recipe.lr.get(g, 0.0) for g in sizes}
-    largest = max(rates.values(), default=0.0)
+    far = way(Rates(recipe.span, recipe.warmup, recipe.cosine), steps)
+    largest = far * max((recipe.lr.get(g, 0.0) for g in sizes), default=0.0)
     if recipe.optimizer == "sgd":
-        moved = largest * (recipe.clip or GREATEST) * steps / (1 - recipe.momentum)
+        moved = largest * (recipe.clip or GREATEST) / (1 - recipe.momentum)
     else:
-        moved = sum(n * (rates[g] * steps) ** 2 for g, n in sizes.items()) ** 0.5
-    decayed = largest * recipe.weight_decay * steps * norm(sent) if recipe.weight_decay else 0.0
+        moved = far * sum(n * recipe.lr.get(g, 0.0) ** 2 for g, n in sizes.items()) ** 0.5
+    decayed = largest * recipe.weight_decay * norm(sent) if recipe.weight_decay else 0.0
     return Length(moved + decayed, GREATEST)
 
 
-def peak(recipe: Recipe, points: int = 16) -> float:
-    """The largest share of the peak rate in this round."""
-    low, high = recipe.span
-    turn = (recipe.warmup - low) / (high - low) if high > low else 0.0
-    return max(schedule(recipe, t) for t in (*(i / points for i in range(points + 1)), min(1.0, max(0.0, turn))))
+class Rates(NamedTuple):
+    """Of a recipe what `fl.recipe.schedule` reads."""
+
+    span: tuple[float, float]
+    warmup: float
+    cosine: bool
+
+
+@lru_cache(maxsize=256)  # the clients of a round have a few numbers of steps
+def way(rates: Rates, steps: int) -> float:
+    """The sum over ``steps`` of the share of the peak rate: of this round, or of one of the ROUNDS before it where that is more."""
+    low, high = rates.span
+    starts = [start for k in range(ROUNDS + 1) if (start := low - k * (high - low)) > -1e-9]
+    rounds = [rates._replace(span=(max(0.0, start), max(0.0, start) + high - low)) for start in starts]
+    return max(sum(schedule(one, step / steps) for step in range(steps)) for one in rounds)
 
 
 class Lengths:

@@ -234,7 +234,7 @@ def test_the_server_process_holds_uniform_bytes_only(home, tmp_path, monkeypatch
     def drive(talk, answers):
         def seen(question):
             for answer in answers(question):
-                assert set(answer.facts) <= {"train_loss", "clipped", "accuracy", "loss"}
+                assert set(answer.facts) <= {"train_loss", "clipped", "accuracy", "loss", "kept"}
                 assert not answer.facts or question.kind == "report"
                 held.extend(t.numpy() for n, t in (unpack(answer.packed, octets()) if answer.packed else {}).items() if n.startswith("sealed."))
                 yield answer

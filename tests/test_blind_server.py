@@ -45,13 +45,19 @@ class Server:
     def messages(self, kind: str, round: int, clients=ALL) -> list[Sealed]:
         """The sealed messages of ``clients``."""
         came = [(k, unpack(self.ask(kind, k, round)[1], octets())) for k in clients]
-        return [Sealed(k, c["sealed.nonce"].numpy().tobytes(), c["sealed.payload"].numpy()) for k, c in came]
+        return [sealed_of(k, message) for k, message in came]
 
     def view(self, total: Total, round: int = 1) -> Memory:
         """What the clients are shown whose world has ``total`` as the sum of ``round``."""
         memory = Memory(self.run, self.config.digest())
         memory.sums = {r: t for r, t in self.memory.sums.items() if r < round} | {round: total}
         return memory
+
+
+def sealed_of(client: int, message) -> Sealed:
+    """A client's message as a server takes it in."""
+    nonce, payload, echo = (message[f"sealed.{part}"].numpy() for part in ("nonce", "payload", "echo"))
+    return Sealed(client, nonce.tobytes(), payload, echo.tobytes())
 
 
 @pytest.fixture
@@ -66,10 +72,13 @@ def test_numbers_of_one_list_are_told_by_one_client_and_those_of_any_other_never
     assert one == teller(server.config, 1, ALL)
     told = server.ask("report", one, 1, server.view(whole))[0]
     assert set(told) == {"train_loss", "clipped"} and told["train_loss"] == round(told["train_loss"], 2)
-    assert [server.ask("report", k, 1, server.view(total))[0] for total in fewer for k in ALL] == [{}] * 25
     assert server.ask("report", one, 1, server.view(whole))[0] == told  # the same list, asked again: the same numbers
+    assert [server.ask("report", k, 1, server.view(total))[0] for total in fewer for k in ALL] == [{}] * 25
 
-    server.memory.add(1, whole)
+
+def test_scores_of_one_list_are_told_by_one_client_and_those_of_any_other_never(server):
+    server.memory.add(1, add(server.messages("train", 1), server.size, 32))
+    one = teller(server.config, 1, ALL)
     scores = server.messages("evaluate", 1)
     sums = [add(scores, 1, 32), *(add(scores[:k] + scores[k + 1 :], 1, 32) for k in ALL)]
     answers = [[server.ask("report", k, 1, scores=total)[0] for k in ALL] for total in sums]
@@ -133,17 +142,17 @@ def test_two_sums_that_do_not_open_in_each_of_two_rounds_are_no_reason_to_stop(s
 
 
 def test_clients_of_two_histories_open_nothing_of_each_other(server):
-    """Two groups are shown two sums; in the next round no sum of both opens to either."""
+    """Two groups are shown two sums; in the next round no sum of both opens to either, and each says why."""
     messages = server.messages("train", 1)
     views = [server.view(add(messages[k : k + 3], server.size, 32)) for k in (0, 2)]
     for client in ALL:
         server.ask("evaluate", client, 1, views[client % 2])
     split = [unpack(server.ask("train", k, 2, views[k % 2])[1], octets()) for k in ALL]
-    mixed = add([Sealed(k, m["sealed.nonce"].numpy().tobytes(), m["sealed.payload"].numpy()) for k, m in enumerate(split)], server.size, 32)
+    mixed = add([sealed_of(k, message) for k, message in enumerate(split)], server.size, 32)
     for client in ALL:
         view = views[client % 2]
         view.add(2, mixed)
-        assert "does not carry the tag" in server.ask("report", client, 2, view)[0]["refused"]
+        assert server.ask("report", client, 2, view)[0] == {"refused": "transcript: two views"}
 
 
 def test_an_old_state_under_the_name_of_a_newer_round_is_refused(server):

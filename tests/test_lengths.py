@@ -14,11 +14,11 @@ from fl.adapter import flat, norm, ride, sub
 from fl.adapter import load as load_adapter
 from fl.config import CONF, load
 from fl.flat import Flat
-from fl.recipe import Recipe
+from fl.recipe import Recipe, schedule
 from strategies import lengths
 from strategies.checkpoint import Checkpoints
 from strategies.gate import Refused
-from strategies.lengths import GREATEST, ROUNDS, SLACK, Length, Lengths, measured, peak, reach
+from strategies.lengths import GREATEST, ROUNDS, SLACK, Length, Lengths, Rates, measured, reach, way
 
 STRATEGIES = ["fedavg", "scaffold", "rolora"] + sorted({path.stem for path in (CONF / "strategy").glob("*.yaml")} - {"fedavg", "scaffold", "rolora"})
 LR = {"head": 0.1, "lora_a": 0.2}
@@ -37,9 +37,19 @@ def test_reach_by_hand():
     assert reach(Recipe(lr=LR, keep=("head", "lora_a"), **FLAT), GIVEN, 10) == Length(0, GREATEST)
 
 
-@pytest.mark.parametrize("span, most", [((0, 0.05), 0.5), ((0.05, 0.3), 1.0), ((0, 1), 1.0), ((0.55, 1.0), 0.5)])
-def test_the_peak_of_a_round_is_that_of_its_part_of_the_run(span, most):
-    assert peak(Recipe(lr=LR, warmup=0.1, span=span)) == pytest.approx(most)
+def test_the_way_of_a_round_is_the_sum_of_its_rates_or_of_a_round_before():
+    flat = Rates((0.0, 0.5), 0.0, False)
+    assert way(flat, 7) == pytest.approx(7)
+    assert way(Rates((0.0, 0.1), 0.1, False), 4) == pytest.approx(0.01 + 0.25 + 0.5 + 0.75), "warming up: the first step is a hundredth"
+    last, before = Rates((0.9, 1.0), 0.0, True), Rates((0.4, 0.5), 0.0, True)
+    assert way(last, 5) == pytest.approx(sum(schedule(before, k / 5) for k in range(5))), "what was lost then may come now"
+    assert way(Rates((0.5, 1.0), 0.0, True), 3) > 2, "of two rounds the first"
+
+
+def test_a_first_round_of_one_small_step_leaves_room_for_the_second(home, tmp_path):  # noqa: F811
+    """Thirty images a client are one step, and the run's first step is a hundredth of the peak rate."""
+    summary, _ = by_loop(home, tmp_path, "rounds=2 recipe.batch=256")
+    assert summary["rounds"] == 2
 
 
 def test_before_there_is_a_median_the_recipe_bounds_and_then_the_median_does():

@@ -284,10 +284,10 @@ def test_one_client_with_another_backbone_is_named_before_training(home, tmp_pat
         by_flower(home, tmp_path, f"+nodes.1.weights={tmp_path / 'other.pt'}")
 
 
-def test_a_client_that_cannot_work_is_named_without_its_paths(home, tmp_path):
-    with pytest.raises(RunFailed, match="client 1: key file <key> is missing") as caught:
+def test_a_client_that_cannot_work_is_named_with_its_reason(home, tmp_path):
+    """In a simulation all is one person's, so the path is told, too; what a deployment tells is in test_secrets.py."""
+    with pytest.raises(RunFailed, match=f"client 1: key file {tmp_path / 'none'} is missing"):
         by_flower(home, tmp_path, f"+nodes.1.key={tmp_path / 'none'}")
-    assert str(tmp_path) not in str(caught.value)
 
 
 def test_a_node_that_does_not_know_its_place_is_told_how(home, tmp_path):
@@ -305,7 +305,7 @@ def test_two_nodes_with_one_place_are_named(home, tmp_path):
     [
         (lambda facts: facts.pop("correct"), "client 0: an evaluation must hold"),
         (lambda facts: facts.update(correct=10**6), "client 0: an evaluation must be of its"),
-        (lambda facts: facts.update(loss=float("nan")), "finite loss"),
+        (lambda facts: facts.update(loss=float("nan")), "with a loss of 0 to 1e\\+06 an image"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused(home, tmp_path, monkeypatch, spoil, says):

@@ -38,7 +38,6 @@ partition-id = @index@
 num-partitions = @nodes@
 key-path = "@key@"                  # may be a credential: /run/credentials/<unit>/image.key
 seal-key-path = "@var@/seal.key"    # in a folder that the service may write, for it steps when a run ends
-node-key-path = "@home@/node.key"   # signs the record of a run
 state-path = "@var@/state"
 output-path = "@var@/runs"          # what a run leaves here for this machine's owner
 node-key-path = "@home@/node.key"   # with it this node signs the record of a run

@@ -1,4 +1,4 @@
-"""What a node's owner lets a coordinator ask: `policy.toml`, and its judgement of a run before anything of the run is opened.
+"""The policy of a node's owner: `policy.toml`, and its judgement of a run before anything of the run is opened.
 
     words of the run  →  a plain grammar (fl.overrides)  →  no places, only what [overrides] allows  →  the composed config  →  [run], [tell]
 
@@ -68,7 +68,7 @@ class AtMost(Section):
 
 
 class Code(Section):
-    """What code a run's bundle must hold. In both modes what runs is what is installed, and the bundle is only compared."""
+    """Code: the bundle of a run must hold what is installed. In both modes that is what runs, and the bundle is only compared."""
 
     mode: Literal["installed", "signed"] = "installed"
     signers: list[str] = []        # Ed25519 public keys in base64, as `veilora release sign` prints them
@@ -76,7 +76,7 @@ class Code(Section):
 
 
 class Run(Section):
-    """What a run may be."""
+    """The bounds of a run."""
 
     secure_aggregation: bool = True                    # true: the server must not be able to read an update
     start: Literal["keyed", "public"] = "keyed"        # public: lets both
@@ -103,7 +103,7 @@ class Run(Section):
 
 
 class Overrides(Section):
-    """Which settings a run's words may name; NAME.* is all in NAME."""
+    """The settings that a run's words may name; NAME.* is all in NAME."""
 
     allow: list[str] = list(ALLOWED)
 

@@ -1,4 +1,4 @@
-"""What a client stands on, told to the other clients past a server that must not know it: an echo beside each message.
+"""Echoes: each client tells the others, past a server that must not know it, on what it stands, beside each message.
 
     echo = AES-SIV(K_echo; run | round | client | nonce; SHA256(bound)[:16])        32 bytes
 

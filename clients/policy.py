@@ -13,6 +13,7 @@ import json
 import tomllib
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Iterator, Literal
 
@@ -207,6 +208,12 @@ def _verdicts(policy: Policy, config: Config) -> Iterator[tuple[str, bool, str]]
     yield "run.approve", run.approve == "any" or bool({config.name, config_sha256(config)} & {*run.approve}), f"name={config.name}"
 
 
+def prepare() -> None:
+    """Read once what every judgement reads: a process that is forked for one message then need not."""
+    for _ in _verdicts(Policy(), load("")):
+        pass
+
+
 def config_sha256(config: Config) -> str:
     """SHA-256, 64 hex digits, of what all parties of a run have alike: what an owner approves."""
     return hashlib.sha256(config.canonical().encode()).hexdigest()
@@ -226,10 +233,12 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+@lru_cache(maxsize=256)
 def _builder(group: str, name: str) -> str:
     return yaml.safe_load((CONF / group / f"{name}.yaml").read_text())["_target_"]
 
 
-def _written(group: str, name: str) -> list[Any]:
+@lru_cache(maxsize=16)
+def _written(group: str, name: str) -> tuple[Any, ...]:
     """The values of a setting in the files of a group; None where a file has none."""
-    return [yaml.safe_load((CONF / group / f"{option}.yaml").read_text()).get(name) for option in overrides.options(group)]
+    return tuple(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()).get(name) for option in overrides.options(group))

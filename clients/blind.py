@@ -46,7 +46,7 @@ Answer = tuple[dict[str, Any], Packed | None]
 
 
 class Asked(NamedTuple):
-    """What a client is to train in a round, and from where."""
+    """An order as a client understands it: the recipe of a round, and from where it trains."""
 
     standing: Standing
     recipe: Recipe
@@ -182,23 +182,24 @@ def beginning(client: local.Client, run: str) -> Standing:
     """Where all clients stand before round 1 of ``run``."""
     state = strategy_of(client.config).init(client.bench.start)
     scale = {g: torch.tensor(0.0) for g in (*adapters.GROUPS, *adapters.RIDERS)}
-    return Standing(0, state, scale, torch.zeros(2, dtype=torch.float64), torch.zeros(0, dtype=torch.int64), octets_of(start(client, run)), torch.zeros((0, STEP), dtype=torch.uint8))
+    told, members, path = torch.zeros(2, dtype=torch.float64), torch.zeros(0, dtype=torch.int64), torch.zeros((0, STEP), dtype=torch.uint8)
+    return Standing(0, state, scale, told, members, octets_of(start(client, run)), path)
 
 
 def info(client: local.Client) -> ClientInfo:
-    """What the server would know of this client, were it not blind."""
+    """This client as a server that is not blind would know it."""
     return ClientInfo(client.index, client.holdings.train.size, client.shard.size, client.rank)
 
 
 def terms(client: local.Client) -> Terms:
-    """What all clients agree on for updates."""
+    """The terms on which all clients seal updates."""
     agreed = client.config.seal
     most = len(cohort(client.config, 1, client.of))
     return Terms(agreed.bits, most, agreed.largest, agreed.clip, fewest(strategy_of(client.config), client.config, most))
 
 
 def scores(client: local.Client) -> Terms:
-    """What all clients agree on for evaluations; a unit is a correct answer."""
+    """The terms on which all clients seal evaluations; a unit is a correct answer."""
     return Terms(32, client.of, SHARD, Terms(32, client.of).limit / SHARD, client.config.seal.members)
 
 

@@ -1,7 +1,8 @@
 """The Flower ClientApp: the thin edge around `clients.local`. It runs unchanged in simulation and on an edge node.
 
-It answers three messages: ``query`` (the roll call, and the initial adapter where asked), ``train``, ``evaluate``. It judges
-them as the server judges its answers (`clients.gate`), and an answer says of which run, round and config it is.
+It answers three messages: ``train``, ``evaluate``, and ``query``, which is the roll call or asks for the initial adapter, for
+the signature of a record's end, or in a blind run for a report or a step of the seal key. It judges them as the server judges
+its answers (`clients.gate`), and an answer says of which run, round and config it is.
 A node's own settings come from Flower's node config: ``partition-id``, ``num-partitions``, and where it differs from the
 run's config ``key-path``, ``seal-key-path``, ``data-path``, ``partition-path``, ``weights-path``, ``state-path``,
 ``output-path``, ``node-key-path``, ``device``, ``rank``.
@@ -72,7 +73,8 @@ def place(context: Context) -> tuple[int, int]:
     except (KeyError, TypeError, ValueError):
         index, of = -1, -1
     if not 0 <= index < of:
-        raise ConfigError("a node must know its place; start it with --node-config 'partition-id=I num-partitions=N', 0 <= I < N", "partition-id", "num-partitions")
+        says = "a node must know its place; start it with --node-config 'partition-id=I num-partitions=N', 0 <= I < N"
+        raise ConfigError(says, "partition-id", "num-partitions")
     return index, of
 
 

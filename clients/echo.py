@@ -60,7 +60,8 @@ def listen(client: Client, run: str, bound: str, round: int, total: Total) -> No
     members = zip(total.members, total.echoes, strict=True)
     heard = [(c, echoes(client.seal_key, run, bound, round, c, nonce, told)) for (c, nonce), told in members]
     if elsewhere := sorted(c for c, same in heard if same is False):
-        log.error("%s: %s: in round %d the coordinator has shown client %s another history than this client (or it lies)", run, VIEWS, round, elsewhere)
+        says = "%s: %s: in round %d the coordinator has shown client %s another history than this client (or it lies)"
+        log.error(says, run, VIEWS, round, elsewhere)
         Notes(client.drawer(run)).stop(VIEWS)
         raise SealError(VIEWS)
     if strangers := sorted(c for c, same in heard if same is None):

@@ -24,12 +24,12 @@ def step(client: Client, facts: Mapping[str, Any]) -> None:
 
 
 def end(client: Client, facts: Mapping[str, Any], packed: Packed | None = None) -> tuple[dict[str, Any], None]:
-    """What the server asks for when a run has ended: step, and answer nothing beside."""
+    """Step at the end of a run, and answer nothing beside."""
     step(client, facts)
     return {}, None
 
 
 def catch_up(client: Client, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the server asks of a client that is behind the others: step, and answer the roll anew."""
+    """Step, where this client is behind the others, and answer the roll anew."""
     step(client, facts)
     return local.roll(client)

@@ -1,4 +1,4 @@
-"""What this client's own strategy would ask of it: a server that asks for anything else is refused.
+"""The orders that this client's own strategy would give it: a server that asks for anything else is refused.
 
 A strategy is pure, and its recipe depends on the round and on the client alone, never on the state (a test holds that of every
 one in conf/strategy). So a client that composed the same config knows its recipe to the last field, and the names and shapes
@@ -36,14 +36,15 @@ def order(client: Client, facts: Mapping[str, Any], round: int) -> Recipe:
         raise WireError(f"an order must hold a recipe, got none that can be read ({' '.join(str(error).split())[:200]})") from None
     own, _ = asked(client, round)
     if differ := [f.name for f in fields(Recipe) if getattr(recipe, f.name) != getattr(own, f.name)]:
-        raise WireError(f"an order must be what this client's own config asks, but its {', '.join(differ)} differ; compose both from the same overrides")
+        says = f"an order must be what this client's own config asks, but its {', '.join(differ)} differ"
+        raise WireError(f"{says}; compose both from the same overrides")
     if facts.get("scored") is not scores_own(client.config, round):
         raise WireError(f"an order must ask for the own model's score as the config does, got {str(facts.get('scored'))[:40]}")
     return recipe
 
 
 def asked(client: Client, round: int) -> tuple[Recipe, Adapter]:
-    """What the client's own strategy would ask of it in ``round``, and give it, if nobody had trained yet."""
+    """The recipe and the adapter that the client's own strategy would give it in ``round``, if nobody had trained yet."""
     strategy = strategy_of(client.config)
     return orders(strategy, client.config, strategy.init(client.bench.start), round, info(client))
 
@@ -71,7 +72,10 @@ def shaped(client: Client, shapes: Mapping[str, tuple[int, ...]], kind: str, rou
 
 
 def base_shapes(start: Adapter) -> dict[str, list[tuple[int | None, int | None]]]:
-    """What a change of the base may hold: of each module with factors, factors of any rank, or the whole matrix."""
+    """The shapes that a change of the base may have, by name: of each module with factors, factors of any rank, or the whole matrix.
+
+    A side that is None may be of any length.
+    """
     found: dict[str, list[tuple[int | None, int | None]]] = {}
     for module in modules(n for n in start if adapters.group(n) in ("lora_a", "lora_b")):
         a, b, dense = names(module)

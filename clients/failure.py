@@ -1,4 +1,4 @@
-"""What a client says of its own failure. In a deployment the answer is put together from words that are fixed in advance.
+"""A client's own failure, as the server hears of it. In a deployment the answer is put together from words that are fixed in advance.
 
 An error's text may hold a path, a value, a person's name or a class's: it stays in the machine's log. The server hears which part
 failed, by which rule or in which settings: ``its pictures: data.root; its log says why``. In a simulation all is one person's,
@@ -10,8 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from functools import reduce
 from pathlib import Path
 
+from clients import echo, witness
+from clients.policy import PLACES
 from clients.state import StateError
 from fl.config import Config, ConfigError, Node, OverrideError, setting_names
 from fl.datasets import DataError
@@ -35,7 +38,7 @@ PARTS: tuple[tuple[type[Exception], str, tuple[str, ...]], ...] = (  # the kind 
 )
 EXPECTED = tuple(kind for kind, _, _ in PARTS)
 NODE_NAMES = frozenset({"partition-id", "num-partitions", *Node.model_fields})
-LINES = frozenset({"transcript: two views", "record: two records"})
+LINES = frozenset({echo.VIEWS, witness.RECORDS})
 """Texts of errors that are an answer as they stand."""
 SIMULATIONS = ("ray", "flwr.simulation.app", "simulations.inprocess")
 
@@ -92,8 +95,8 @@ def place_of(file: object, config: Config | None) -> list[str]:
     """The name of the setting in whose place ``file`` lies, the innermost; none where it lies elsewhere."""
     if config is None or not isinstance(file, (str, os.PathLike)):
         return []
-    places = {name: getattr(config, name, None) for name in ("key", "seal_key", "node_key", "output", "state", "own")}
-    places |= {"data.root": config.data.get("root"), "model.weights": config.model.get("weights")}
-    where = {name: Path(str(place)).expanduser() for name, place in places.items() if place}
+    values = config.model_dump()
+    places = {name: reduce(lambda tree, part: tree.get(part), name.split("."), values) for name in PLACES}
+    where = {name: Path(place).expanduser() for name, place in places.items() if isinstance(place, str)}
     around = [name for name, place in where.items() if Path(file).is_relative_to(place)]
     return sorted(around, key=lambda name: len(where[name].parts))[-1:]

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, Callable
 
 BUNDLED = ("install_from_fab", "get_project_dir", "get_load_client_app_fn")
-"""What Flower's `run_clientapp` does with a bundle, and no more."""
+"""The functions by which Flower's `run_clientapp` handles a bundle, and no others."""
 
 
 class FlowerError(RuntimeError):

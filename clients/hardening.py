@@ -1,4 +1,4 @@
-"""What a process that holds keys asks of Linux, first thing: that nothing of its memory goes to a disk or to another process."""
+"""The first thing that a process with keys asks of Linux: that nothing of its memory goes to a disk or to another process."""
 
 from __future__ import annotations
 

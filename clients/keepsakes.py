@@ -1,4 +1,4 @@
-"""What a client leaves in a run's folder on its own machine, for its owner to look at.
+"""The files that a client leaves in a run's folder on its own machine, for its owner to look at.
 
 None of it is needed for the run, so what cannot be written is said in the client's log, and its answer says no more than that.
 """
@@ -16,12 +16,12 @@ from fl.adapter import Adapter, save
 from fl.config import build
 from fl.datasets.images import resize, save_rows
 
-
 log = logging.getLogger("veilora.client")
 
 
 def keepsakes(client: Client, folder: Path) -> bool:
-    """Write what only a client knows, and return whether it could be: ``preview.png``, eight images plain above encrypted, ``split.json``, ``classes.json``.
+    """Write what only a client knows: ``preview.png``, eight images plain above encrypted, ``split.json``, ``classes.json``. Returns
+    whether it could be written.
 
     The picture is encrypted with a key made for it and forgotten: a plain and an encrypted image together give the key. Where
     pictures lie encrypted on the disk, no plain one is put there. Who holds a part of the source alone knows no whole split.

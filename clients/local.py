@@ -201,7 +201,7 @@ def score(client: Client, received: Adapter) -> Score:
 
 
 def roll(client: Client) -> dict:
-    """What the client answers to the roll call, as `strategies.rollcall.Roll` names it: to a blind server no number of images."""
+    """The client's answer to the roll call, as `strategies.rollcall.Roll` names it: to a blind server no number of images."""
     config, train, held, faults = client.config, client.holdings.train.size, client.shard.size, client.holdings.faults
     return {
         "client": client.index,

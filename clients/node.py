@@ -124,8 +124,10 @@ def prepare(policy: Path | None) -> None:
     for name in WARM:
         importlib.import_module(name)
     from clients import flower, site
+    from clients import policy as rules
     from fl import provenance
 
+    rules.prepare()
     flower.take_over(sys.modules["flwr.supernode.runtime.run_clientapp"], partial(site.guarded, where=policy))
     print(f"node: installed code {provenance.code_sha256()}, policy {policy or 'strict, since none is given'}", flush=True)
 

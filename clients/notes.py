@@ -1,4 +1,4 @@
-"""What a client must not forget of a run, whatever round the server names: a small file in its drawer that only grows."""
+"""Notes: a small file in a client's drawer, of what it must not forget of a run whatever round the server names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Notes:
         self.first(STOPPED, reason)
 
     def first(self, name: str, value: str) -> str:
-        """What was noted first under ``name``: ``value`` now, if nothing was."""
+        """The value that was noted first under ``name``: ``value`` now, if nothing was."""
         notes = self._read()
         if name not in notes:
             self._write(notes | {name: value})
@@ -42,7 +42,7 @@ class Notes:
         return times
 
     def listed(self, name: str) -> list[str]:
-        """What `put` has put under ``name``."""
+        """The words that `put` has put under ``name``; none before."""
         return str(self._read().get(name, "")).split()
 
     def put(self, words: Mapping[str, Sequence[str]]) -> None:

@@ -82,7 +82,8 @@ def reencrypt(folder: Path, old: Path, new: Path) -> dict[str, Any]:
         return _told(folder, facts)
     if facts.encrypted is None or facts.encrypted.key != theirs.fingerprint:
         was = f"with key {facts.encrypted.key}" if facts.encrypted else "not at all"
-        raise DataError(f"{folder} must be encrypted with --old, key {theirs.fingerprint}, but is encrypted {was}; name the key that it was written with")
+        says = f"{folder} must be encrypted with --old, key {theirs.fingerprint}, but is encrypted {was}"
+        raise DataError(f"{says}; name the key that it was written with")
     was, now = (build(facts.encrypted.cipher, key=key, block=facts.encrypted.block) for key in (theirs, ours))
     turned = {name: Examples(now.encrypt(was.decrypt(images)), labels) for name, (images, labels) in parts.items()}
     shutil.rmtree(fresh, ignore_errors=True)

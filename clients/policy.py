@@ -1,4 +1,4 @@
-"""What a node's owner lets a coordinator ask: `policy.toml`, and its judgement of a run before anything of the run is opened.
+"""The policy of a node's owner: `policy.toml`, and its judgement of a run before anything of the run is opened.
 
     words of the run  →  a plain grammar (fl.overrides)  →  no places, only what [overrides] allows  →  the composed config  →  [run], [tell]
 
@@ -13,6 +13,7 @@ import json
 import tomllib
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Iterator, Literal
 
@@ -68,7 +69,7 @@ class AtMost(Section):
 
 
 class Code(Section):
-    """What code a run's bundle must hold. In both modes what runs is what is installed, and the bundle is only compared."""
+    """Code: the bundle of a run must hold what is installed. In both modes that is what runs, and the bundle is only compared."""
 
     mode: Literal["installed", "signed"] = "installed"
     signers: list[str] = []        # Ed25519 public keys in base64, as `veilora release sign` prints them
@@ -76,7 +77,7 @@ class Code(Section):
 
 
 class Run(Section):
-    """What a run may be."""
+    """The bounds of a run."""
 
     secure_aggregation: bool = True                    # true: the server must not be able to read an update
     start: Literal["keyed", "public"] = "keyed"        # public: lets both
@@ -103,7 +104,7 @@ class Run(Section):
 
 
 class Overrides(Section):
-    """Which settings a run's words may name; NAME.* is all in NAME."""
+    """The settings that a run's words may name; NAME.* is all in NAME."""
 
     allow: list[str] = list(ALLOWED)
 
@@ -207,6 +208,12 @@ def _verdicts(policy: Policy, config: Config) -> Iterator[tuple[str, bool, str]]
     yield "run.approve", run.approve == "any" or bool({config.name, config_sha256(config)} & {*run.approve}), f"name={config.name}"
 
 
+def prepare() -> None:
+    """Read once what every judgement reads: a process that is forked for one message then need not."""
+    for _ in _verdicts(Policy(), load("")):
+        pass
+
+
 def config_sha256(config: Config) -> str:
     """SHA-256, 64 hex digits, of what all parties of a run have alike: what an owner approves."""
     return hashlib.sha256(config.canonical().encode()).hexdigest()
@@ -226,10 +233,12 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+@lru_cache(maxsize=256)
 def _builder(group: str, name: str) -> str:
     return yaml.safe_load((CONF / group / f"{name}.yaml").read_text())["_target_"]
 
 
-def _written(group: str, name: str) -> list[Any]:
+@lru_cache(maxsize=16)
+def _written(group: str, name: str) -> tuple[Any, ...]:
     """The values of a setting in the files of a group; None where a file has none."""
-    return [yaml.safe_load((CONF / group / f"{option}.yaml").read_text()).get(name) for option in overrides.options(group)]
+    return tuple(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()).get(name) for option in overrides.options(group))

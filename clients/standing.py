@@ -37,7 +37,7 @@ class Stepped(SealError):
 
 
 class Standing(NamedTuple):
-    """After which round a client stands; the strategy's state; by group the root mean square of the last step; what the last
+    """The round after which a client stands; the strategy's state; by group the root mean square of the last step; what the last
     sum told, the mean training loss and the share of values that were clipped, float64 (2,), and who was in it, int64 (m,);
     the transcript, uint8 (32,); and the beginnings of all transcripts after round 0, uint8 (round, 16).
     """
@@ -51,7 +51,7 @@ class Standing(NamedTuple):
     path: Tensor
 
     def bound(self, kind: str) -> str:
-        """What a message of this ``kind`` is bound to that is sealed, or opened, where the client stands."""
+        """The text that a message of this ``kind`` is bound to, sealed or opened where the client stands."""
         return transcript.bound(self.transcript.numpy().tobytes(), kind)
 
     def after(self, total: Total) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,8 @@ def recalled(client: Client, run: str, since: int, locked: Tensor | None, first:
     drawer = client.drawer(run)
     if reason := Notes(drawer).stopped:
         raise SealError(reason)
-    began, now = Notes(drawer).first("seal", client.seal_key.fingerprint), client.seal_key.fingerprint
+    now = client.seal_key.fingerprint
+    began = Notes(drawer).first("seal", now)
     if began != now:
         raise Stepped(f"this run began with the seal key {began}, and it is {now} by now: another run has ended since; start this one anew")
     if locked is not None:
@@ -101,7 +102,7 @@ def locked(client: Client, run: str, standing: Standing) -> Tensor:
 
 
 def tree(standing: Standing) -> dict[str, Any]:
-    """What of it is written down; the round is in the file's name."""
+    """The parts of it that are written down; the round is in the file's name."""
     return {name: value for name, value in standing._asdict().items() if name != "round"}
 
 

@@ -1,4 +1,4 @@
-"""What a client tells a blind server of a sum that it opened: few decimals, of enough clients, of one list a round.
+"""Numbers of an opened sum, as a client tells a blind server of them: few decimals, of enough clients, of one list a round.
 
 Exact numbers are fractions whose denominator is a count of images, and sums of two lists of clients differ by a client's
 own numbers. So a number is rounded until many counts could have given it; of the clients that were asked one alone tells

@@ -42,7 +42,7 @@ def flat(update: Adapter, unit: Mapping[str, float]) -> np.ndarray:
 
 
 def shaped(values: np.ndarray, like: Adapter, unit: Mapping[str, float]) -> Adapter:
-    """What `flat` made flat, with the names and shapes of ``like``."""
+    """The inverse of `flat`: ``values``, float32 (n,), with the names and shapes of ``like``."""
     names = ordered(like)
     parts = torch.from_numpy(values).split([like[n].numel() for n in names])
     return {n: p.reshape(like[n].shape) * unit[group(n)] for n, p in zip(names, parts)}

@@ -24,8 +24,6 @@ from fl.wire.flat import WireError
 
 SHOWN = "shown"  # the file's name
 NEVER = 2**53    # lines that no record has
-
-
 RECORDS = "record: two records"
 log = logging.getLogger("veilora.client")
 

@@ -103,7 +103,7 @@ def wrap(content: bytes, to: X25519PublicKey, sender: X25519PrivateKey) -> bytes
 
 
 def unwrap(wrapped: bytes, own: X25519PrivateKey, sender: X25519PublicKey) -> bytes:
-    """What ``sender`` wrapped for the node ``own``.
+    """The content that ``sender`` wrapped for the node ``own``.
 
     Raises KeyFileError when it is no such file, was changed, is for another node, or from another sender.
     """
@@ -115,7 +115,8 @@ def unwrap(wrapped: bytes, own: X25519PrivateKey, sender: X25519PublicKey) -> by
         key = _key(own.exchange(once) + own.exchange(sender), head, own.public_key(), sender)
         return ChaCha20Poly1305(key).decrypt(rest[:NONCE], rest[NONCE:], MAGIC)
     except (ValueError, InvalidTag):
-        raise KeyFileError("a shared key must be as its sender wrote it for this node: it was changed, is for another node, or from another sender") from None
+        says = "a shared key must be as its sender wrote it for this node: it was changed, is for another node, or from another sender"
+        raise KeyFileError(says) from None
 
 
 def share(path: Path, to: Path, own: Path, out: Path) -> str:
@@ -176,7 +177,7 @@ def _key(shared: bytes, head: bytes, to: X25519PublicKey, sender: X25519PublicKe
 
 
 def _content(path: Path) -> bytes:
-    """What a key file holds: of a seal key with its epoch."""
+    """The content of a key file: of a seal key with its epoch."""
     size = path.expanduser().stat().st_size if path.expanduser().exists() else 0
     return keys.octets(path, BYTES, f"key file {path}", "veilora keygen") if size == BYTES else seal_key.read(path).content()
 

@@ -138,7 +138,7 @@ class Config(BaseModel):
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:16]
 
     def canonical(self) -> str:
-        """What all parties of a run must have alike, as one JSON text: always the same for the same values."""
+        """The values that all parties of a run must have alike, as one JSON text: always the same for the same values."""
         return json.dumps(self.shared(), sort_keys=True)
 
     def shared(self) -> dict[str, Any]:

@@ -106,6 +106,7 @@ class Journal:
                 self.say("warning: a line of rounds.jsonl cannot be read and is left out")
         self.record.reopen()
         self.record.add("resumed", after=round)
+        durable.write(self.folder / "rounds.jsonl", "".join(self._lines))  # the rows that the record has from now on
         self.say(f"{self.run}: going on after round {round} of {self.config.rounds}")
 
     def say(self, line: str) -> None:

@@ -107,7 +107,8 @@ def _name(typed: str, sign: str, name: str) -> str:
     if "@" in name:
         codec = CODEC.fullmatch(name)
         if sign != "+" or not codec:
-            raise OverrideError(f"a group must go where it belongs, but for +codec@codecs.GROUP=CODEC with GROUP of {'|'.join(GROUPS)}, got {typed!r}", "package")
+            says = f"a group must go where it belongs, but for +codec@codecs.GROUP=CODEC with GROUP of {'|'.join(GROUPS)}, got {typed!r}"
+            raise OverrideError(says, "package")
         return codec[1]
     if "/" in name:
         raise OverrideError(f"an option must be chosen by its group's name alone, as in experiment=demo/keyed, got {typed!r}", "group")

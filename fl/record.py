@@ -109,7 +109,7 @@ def chain(content: bytes) -> list[dict[str, Any]]:
 
 
 def text(run: str, head: Head, transcript: str = "") -> bytes:
-    """What a node signs: that it was shown this ``head``, and in a secure run that it stands on this ``transcript`` (hex)."""
+    """The text that a node signs: that it was shown this ``head``, and in a secure run that it stands on this ``transcript`` (hex)."""
     return f"veilora record|{run}|{head.line}|{head.digest}|{transcript}".encode()
 
 
@@ -119,7 +119,7 @@ def sign(key: ec.EllipticCurvePrivateKey, said: bytes) -> str:
 
 
 def signer(public: str) -> Callable[[str, bytes], bool]:
-    """What tells whether a signature (hex) is of the ``public`` key, one OpenSSH line. Raises ValueError for any other key."""
+    """A test of whether a signature (hex) over a text is of the ``public`` key, one OpenSSH line. Raises ValueError for any other key."""
     try:
         key = load_ssh_public_key(public.encode())
     except (ValueError, UnsupportedAlgorithm):

@@ -52,7 +52,7 @@ class SealKey(Secret):
         return SealKey(self._derive("next", BYTES), self.epoch + 1)
 
     def content(self) -> bytes:
-        """What its file holds: for that file, and to be wrapped for another node, alone."""
+        """The bytes of its file: for that file, and to be wrapped for another node, alone."""
         return self._secret + self.epoch.to_bytes(EPOCH, "big")
 
 
@@ -158,7 +158,8 @@ def _sweep(path: Path) -> None:
             else:
                 durable.destroy(left)
     except OSError as error:
-        raise SealKeyFileError(f"seal key {path} must be in a folder that its owner may write: what a step left cannot be destroyed ({error.strerror})") from None
+        says = f"seal key {path} must be in a folder that its owner may write: what a step left cannot be destroyed"
+        raise SealKeyFileError(f"{says} ({error.strerror})") from None
 
 
 def _old(path: Path) -> Path:

@@ -107,12 +107,12 @@ class Site:
         return self.nodes[index]
 
     def kill(self, index: int) -> None:
-        """What a power cut does to node ``index``: SuperNode and ClientApp are gone at once."""
+        """A power cut at node ``index``: SuperNode and ClientApp are gone at once."""
         processes.end(self.nodes[index], grace=0)
         self.nodes[index] = None
 
     def kill_superlink(self) -> None:
-        """What a power cut does to the SuperLink, and to the ServerApp of a run."""
+        """A power cut at the SuperLink, and at the ServerApp of a run."""
         processes.end(self.superlink, grace=0)
         self.superlink = None
 
@@ -142,11 +142,11 @@ class Site:
         return Ended(completed, left[-1] if left else None)
 
     def memory(self, process: subprocess.Popen) -> processes.Memory:
-        """What one of the site's processes and its descendants hold."""
+        """The memory that one of the site's processes and its descendants hold."""
         return processes.memory(process.pid)
 
     def log(self, name: str) -> str:
-        """What an engine has said so far."""
+        """An engine's log so far."""
         path = self.logs / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 

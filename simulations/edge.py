@@ -22,6 +22,7 @@ from statistics import median
 from typing import Iterator
 
 from clients.kit import KitError, deploy
+from clients.policy import PLACES
 from fl import keys
 from fl.config import ConfigError, load
 from simulations import processes, users
@@ -69,10 +70,14 @@ def edge(
 
 
 def pace(run: Path) -> str:
-    """How long the rounds of a run were, and how much of that was not their slowest client's training; medians."""
+    """How long the rounds of a run were, and where the server knows it how much of that was not their slowest client's training.
+
+    Both are medians.
+    """
     rows = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    beyond = [row["seconds"] - max((client.get("seconds", 0) for client in row["clients"]), default=0) for row in rows]
-    return f"a round took {median(row['seconds'] for row in rows):.2f} s, {median(beyond):.2f} s more than its slowest client's training"
+    took = f"a round took {median(row['seconds'] for row in rows):.2f} s"
+    beyond = [row["seconds"] - max(client["seconds"] for client in row["clients"]) for row in rows if row["clients"]]
+    return took + (f", {median(beyond):.2f} s more than its slowest client's training" if beyond else "")
 
 
 def main(arguments: list[str]) -> int:
@@ -88,7 +93,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the engines are taken down, too
     try:
         config = load(shlex.join(overrides))  # a slip of the pen is not worth an engine
-        if taken := [word for word in overrides if word.split("=")[0] in ("key", "output", "state", "clients")]:
+        if taken := [word for word in overrides if word.split("=")[0] in {*PLACES, "clients"} - {"model.weights"}]:
             raise ConfigError(f"a site has places and nodes of its own, got {taken[0]}; see --folder and --nodes")
         if options.users and (lacks := users.lacking()):
             print(f"all roles run as one user: {lacks}", file=sys.stderr)
@@ -98,7 +103,8 @@ def main(arguments: list[str]) -> int:
             came += f", as users {users.FIRST} to {site.user(f'node-{options.nodes - 1}')}" if site.apart else ""
             print(f"{options.nodes} nodes are online, over TLS, {came}", flush=True)
             completed, output = site.run(overrides)
-        print(pace(output)) if completed else None
+        if completed:
+            print(pace(output))
         print(f"output: {output}\nlogs: {folder / 'logs'}; the folder stays, with this site's keys, {folder / 'key'} and seal.key")
         return 0 if completed else site.operator.status
     except (ConfigError, KitError, keys.KeyFileError) as error:

@@ -1,4 +1,4 @@
-"""What a record says happened, line by line: which rows stand, which sums were taken, who signed what."""
+"""A record followed line by line: which rows stand, which sums were taken, who signed what."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from simulations import loop
 from strategies.history import is_training
 
 PLACES = (  # of one machine: in no result, but by rounding
-    "data.root", "model.weights", "key", "seal_key", "output", "state", "own", "device", "threads", "together", "keep",
+    "data.root", "model.weights", "key", "seal_key", "node_key", "output", "state", "own", "device", "threads", "together", "keep",
 )  # fmt: skip
 KEPT = (
     "accuracy", "loss", "seconds", "train_seconds", "ratio_to_full_fedavg", "trained_parameters", "bytes_per_client_round",
@@ -119,7 +119,8 @@ def check(wanted: Sequence[Cell]) -> None:
         if new:
             config = load(shlex.join(f"{k}={v}" for k, v in cell.items()))
             if config.blind and (config.clients or 2) < LEAST:
-                raise ConfigError(f"a cell of a grid needs an accuracy, and blind clients tell none of fewer than {LEAST}; raise clients, or set blind=false")
+                says = f"a cell of a grid needs an accuracy, and blind clients tell none of fewer than {LEAST}"
+                raise ConfigError(f"{says}; raise clients, or set blind=false")
         seen |= new
 
 

@@ -80,7 +80,7 @@ def clearly(config: Config, journal: Journal, clients: list[local.Client], rolls
     if done:
         same(kept["federation"], rolls)
         state = kept["state"]
-        catchup.recall(kept["catchup"]), downlink.recall(kept["downlink"]), lengths.recall(kept.get("lengths", []))
+        catchup.recall(kept["catchup"]), downlink.recall(kept["downlink"]), lengths.recall(kept["lengths"])
     journal.rewind(done)
 
     for round in range(done + 1, config.rounds + 1):

@@ -45,7 +45,7 @@ def memory(root: int) -> Memory:
 
 
 def alone(pid: int) -> Memory:
-    """What one process holds without its descendants; zero once it is gone.
+    """The memory that one process holds without its descendants; zero once it is gone.
 
     One that lets its own user not look in (`clients.hardening`) tells of its resident bytes alone, which then stand for both.
     """

@@ -22,7 +22,7 @@ TOOLS = ("unshare", "setpriv", "mount")
 
 
 def lacking() -> str:
-    """What is missing to run processes under other users; nothing where they can."""
+    """The first thing that is missing to run processes under other users; empty where nothing is."""
     if os.geteuid():
         return "only root may start processes of other users"
     if absent := [tool for tool in TOOLS if not shutil.which(tool)]:
@@ -44,7 +44,7 @@ def command(words: Sequence[str], user: int, groups: Sequence[int], scratch: Pat
 
 
 def environment(user: int, home: Path) -> dict[str, str]:
-    """What a service's process finds: nothing of the environment of whoever starts it."""
+    """The environment of a service's process: nothing of that of whoever starts it."""
     path = os.pathsep.join((str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin"))
     return {"PATH": path, "HOME": str(home), "USER": str(user), "LOGNAME": str(user), "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"}
 

@@ -23,10 +23,11 @@ from fl.wire.transcript import begin
 from simulations.followed import Followed, follow
 
 SUMMARY = "summary.json"
+BEGUN = ("command.json", "config.yaml")  # the files that a run writes before its first round
 
 
 class Verified(NamedTuple):
-    """What holds: rounds, nodes with a key, those that signed the end, and the head that stands for all of it."""
+    """A record that holds: its rounds, the nodes with a key, those that signed the end, and the head that stands for all of it."""
 
     run: str
     rounds: int
@@ -47,7 +48,7 @@ def verify(folder: Path, keys: Path | None = None) -> Verified:
     first = lines[0]
     if first["run"] != folder.resolve().name:
         raise IntegrityError(f"the record is of the run {str(first['run'])[:128]!r}, but its folder is named {folder.resolve().name!r}")
-    files(folder, first["files"], tuple(first["files"]))
+    files(folder, begun(first), BEGUN)
     found = follow(lines)
     secure, cohorts = "transcript" in first, rows(folder, found.rows)
     ended = found.left is not None
@@ -76,7 +77,7 @@ def start(folder: Path, first: Mapping[str, Any]) -> None:
 
 
 def told(found: Verified) -> str:
-    """What holds, in a line."""
+    """The line that says what holds."""
     end = "to its end" if found.ended else "so far, for it has not ended"
     if not found.signers:
         whose = "no node has signed it, so it shows damage and no forger"
@@ -86,7 +87,7 @@ def told(found: Verified) -> str:
 
 
 def rows(folder: Path, digests: Sequence[str]) -> list[frozenset[int]]:
-    """Who trained in each round. Raises IntegrityError unless rounds.jsonl holds exactly the rows of these ``digests``."""
+    """The clients that trained in each round. Raises IntegrityError unless rounds.jsonl holds exactly the rows of these ``digests``."""
     path = folder / "rounds.jsonl"
     *found, rest = read(path).split(b"\n") if digests or path.exists() else [b""]  # before round 1 there is none
     for n, (line, must) in enumerate(zip(found, digests), 1):
@@ -106,6 +107,14 @@ def files(folder: Path, digests: Mapping[str, str], names: Sequence[str]) -> Non
             raise IntegrityError(f"{name} is in the folder and not in the record")
     if strange := sorted(set(digests) - set(names)):
         raise IntegrityError(f"the record names {strange[0][:40]!r}, which no run leaves")
+
+
+def begun(first: Mapping[str, Any]) -> dict[str, str]:
+    """The digests by name of the files that the run began with. Raises IntegrityError where the ``first`` line has none."""
+    try:
+        return dict(first["files"])
+    except (TypeError, ValueError):
+        raise IntegrityError(f"line 0 of {NAME} must name the files that the run began with") from None
 
 
 def known(first: Mapping[str, Any], keys: Path | None) -> dict[int, str]:

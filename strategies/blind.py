@@ -64,7 +64,7 @@ def federate(config: Config, journal: Journal, rolls: Sequence[Roll], start: Ada
 
 
 class Run(NamedTuple):
-    """What stays of one run from round to round."""
+    """The parts of one run that stay from round to round."""
 
     config: Config
     journal: Journal
@@ -76,7 +76,7 @@ class Run(NamedTuple):
 
 
 Heard = Generator[Question, Iterable[Answer], tuple[dict[str, Any], list[Refused]]]
-"""What a round's row gains, and what was refused."""
+"""A round's part of a talk; it returns what the round's row gains, and what was refused."""
 
 
 def _rounds(run: Run, ledger: list[Entry]) -> Talk:
@@ -155,7 +155,8 @@ def _evaluate(run: Run, round: int) -> Heard:
             if told:
                 refused += out
                 say(run.journal, round, out)
-                run.journal.say(f"client {told.client} could not write the final adapter; its log says why") if told.facts.get("kept") is False else None
+                if told.facts.get("kept") is False:
+                    run.journal.say(f"client {told.client} could not write the final adapter; its log says why")
                 return figures(told, *EVALUATED), refused
             got = 0
         refused += out
@@ -184,7 +185,8 @@ def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Tot
                 parts = (came.get(f"sealed.{part}", torch.zeros(0, dtype=torch.uint8)).numpy() for part in ("nonce", "echo", "payload"))
                 nonce, echo, payload = parts
                 if (nonce.shape, echo.shape) != ((sealed.NONCE,), (sealed.ECHO,)) or payload.shape != (sealed.size(size, bits),):
-                    raise WireError(f"it must have a nonce of {sealed.NONCE} bytes, an echo of {sealed.ECHO} and {sealed.size(size, bits)} bytes more")
+                    says = f"a nonce of {sealed.NONCE} bytes, an echo of {sealed.ECHO} and {sealed.size(size, bits)} bytes more"
+                    raise WireError(f"it must have {says}")
             except Refused as error:
                 refused.append(error)
                 continue
@@ -200,6 +202,6 @@ def gather(answers: Iterable[Answer], size: int, bits: sealed.Bits) -> tuple[Tot
 
 
 def scored_by(memory: Memory, client: int, round: int, scores: Total, facts: Facts) -> Iterator[tuple[Packed, Facts]]:
-    """What the reporting client needs to open the ``scores``: it stands after ``round`` already, having been evaluated."""
+    """The messages by which the reporting client opens the ``scores``: it stands after ``round`` already, having been evaluated."""
     for packed, told in memory.messages(client, round, facts):
         yield pack({**unpack(packed, OCTETS), **sealed.named("scores", scores)}, OCTETS), told

@@ -34,7 +34,7 @@ from strategies.witness import Witnesses, signers
 
 
 class Run(NamedTuple):
-    """What stays of one run from round to round; ``counted`` says of each client which of its rounds was the last to count."""
+    """The parts of one run that stay from round to round; ``counted`` says of each client which of its rounds was the last to count."""
 
     config: Config
     journal: Journal
@@ -82,7 +82,7 @@ def _rounds(run: Run, state: State, catchup: Catchup, ledger: list[Entry]) -> Ta
         same(kept["federation"], run.rolls)
         state, before = kept["state"], kept["before"] + before
         run.counted.update(kept["counted"])
-        run.lengths.recall(kept.get("lengths", []))
+        run.lengths.recall(kept["lengths"])
         catchup.recall(kept["catchup"])
         run.downlink.recall(kept["downlink"])
     journal.rewind(done)

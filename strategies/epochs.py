@@ -30,4 +30,5 @@ def end(journal: Journal, rolls: Sequence[Roll]) -> Generator[Question, Iterable
     messages = {roll.client: iter([(pack({}, octets()), facts)]) for roll in rolls}
     for told in (yield Question("end", journal.config.rounds, messages)):
         if told.refused:
-            journal.say(f"client {told.client}: its seal key has not stepped to epoch {facts['epoch']} ({told.refused.code}); it will when the next run begins")
+            says = f"its seal key has not stepped to epoch {facts['epoch']} ({told.refused.code})"
+            journal.say(f"client {told.client}: {says}; it will when the next run begins")

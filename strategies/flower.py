@@ -148,7 +148,7 @@ def roll_call(grid: Grid, config: Config, journal: Journal, ledger: list[Entry])
         asked = message("query", node, 0, {"run": journal.run, "epoch": furthest(list(rolls.values()))})
         (reply,) = map(answered, exchange(grid, config.wait, [asked], {node: client}))
         ledger += [weigh("query", "down", asked), weigh("query", "up", reply)]
-        rolls[node] = roll_of(reply, config)
+        rolls[node] = roll_of(reply, config)._replace(kept=rolls[node].kept)  # which was told by the first answer alone
     pairs = sorted(rolls.items(), key=lambda pair: pair[1].client)
     agree([roll for _, roll in pairs], code_digest())
     for line in remarks([roll for _, roll in pairs]):

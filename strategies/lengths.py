@@ -73,7 +73,7 @@ class Lengths:
         self._factor, self._rounds, self._now = factor, [], []
 
     def longest(self, whole: Length) -> Length:
-        """What an update may have whose reach is ``whole``: the same for all of a round."""
+        """The lengths that an update may have whose reach is ``whole``: one bound for all of a round."""
         seen = [ratios for round in self._rounds for ratios in round]
         middle = Length(*(median(column) for column in zip(*seen))) if seen else Length(0.0, 0.0)
         return Length(*(w * (self._factor * m if m > 0 else SLACK) for w, m in zip(whole, middle)))
@@ -93,7 +93,7 @@ class Lengths:
         self._now = []
 
     def kept(self) -> list[Any]:
-        """What a checkpoint holds of this memory."""
+        """The part of a checkpoint that holds this memory."""
         return list(self._rounds)
 
     def recall(self, kept: Sequence[Any]) -> None:

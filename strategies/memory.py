@@ -1,4 +1,4 @@
-"""What a blind server remembers, and what of it goes to whom."""
+"""A blind server's memory, and what of it goes to whom."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OCTETS = octets()
 
 
 class Memory:
-    """What a blind server has: the newest locked state, the sums of the rounds after it, and what each client has seen.
+    """The memory of a blind server: the newest locked state, the sums of the rounds after it, and what each client has seen.
 
     ``transcript`` is T of the newest sum that was taken (`fl.wire.transcript`).
     """

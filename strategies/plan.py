@@ -90,7 +90,7 @@ def orders(strategy: Strategy, config: Config, state: State, round: int, client:
 
 
 def teller(config: Config, round: int, asked: Sequence[int]) -> int:
-    """Who of the ``asked`` clients tells a blind server the numbers of a round's sum; they take turns, and the first has the last round.
+    """The one of the ``asked`` clients that tells a blind server the numbers of a round's sum; they take turns, and the first has the last round.
 
     One alone, whatever list of clients the server makes: numbers of two lists would tell a client's own by their difference.
     """

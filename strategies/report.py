@@ -1,4 +1,4 @@
-"""What a client tells a blind server of a sum that it opened, and what is made of those that say it does not open."""
+"""Reports: what clients tell a blind server of a sum that they opened, and what is made of those that say it does not open."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def report(
     round: int, clients: Sequence[int], messages: Callable[[int], Iterator[tuple[Packed, Facts]]], refused: list[Refused],
     figured: Sequence[str], state: bool = False, accused: Counter[int] | None = None,
 ) -> Generator[Question, Iterable[Answer], Answer | None]:  # fmt: skip
-    """What the first of ``clients`` who can tells of the sum, the ``figured`` numbers, and the locked ``state`` if asked.
+    """The answer of the first of ``clients`` who can tell of the sum: the ``figured`` numbers, and the locked ``state`` if asked.
 
     None when nobody can, or when two of them, or the only one, say that it does not open: one alone might lie. Of whom they
     say that his message is not his goes to ``accused``; where two do not agree on that, a third is asked.
@@ -49,7 +49,7 @@ def report(
 
 
 def ordered(total: Total, first: int) -> list[int]:
-    """Whom to ask of ``total``, one after another: the one who tells its numbers ``first``, if it is in it."""
+    """The members of ``total`` in the order in which they are asked: the one who tells its numbers ``first``, if it is in it."""
     return sorted((client for client, _ in total.members), key=lambda client: (client != first, client))
 
 

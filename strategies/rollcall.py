@@ -129,7 +129,8 @@ def same(kept: Mapping[str, Any], rolls: Sequence[Roll]) -> None:
     """Raise RollCallError, with what differs, unless these are the clients that the run began with."""
     now = federation(rolls)
     if kept.get("seal", "") != now["seal"]:
-        raise RollCallError(f"this run began with the seal key {kept.get('seal', '')}, and the clients' is {now['seal']}: a run has ended since; start it anew")
+        says = f"this run began with the seal key {kept.get('seal', '')}, and the clients' is {now['seal']}"
+        raise RollCallError(f"{says}: a run has ended since; start it anew")
     differ = [f"{name} was {kept.get(name)}, now {now[name]}"[:200] for name in now if name != "seal" and kept.get(name) != now[name]]
     if differ:
         raise RollCallError(f"a run is resumed by the federation that it began with, but {'; '.join(differ)}")

@@ -21,7 +21,8 @@ def signers(rolls: Sequence[Roll]) -> dict[str, str]:
     """The public keys of the nodes that have one, by client, as the record's first line holds them. Raises RollCallError."""
     for roll in rolls:
         try:
-            roll.signer and signer(roll.signer)
+            if roll.signer:
+                signer(roll.signer)
         except ValueError as error:
             raise RollCallError(f"client {roll.client}: {error}; see node-key-path on its machine") from None
     return {str(roll.client): roll.signer for roll in rolls if roll.signer}
@@ -36,7 +37,7 @@ class Witnesses:
         self._by: dict[str, str] = {}
 
     def shown(self, client: int) -> Facts:
-        """What goes with a question to ``client``: the record's head, for one that signs."""
+        """The facts that go with a question to ``client``: the record's head, for one that signs."""
         return {"head": list(self._journal.record.head)} if client in self._tests else {}
 
     def heard(self, answer: Answer, transcript: str = "") -> None:
@@ -52,13 +53,14 @@ class Witnesses:
         """The ``answers``; one without a right signature as one that is refused."""
         for answer in answers:
             try:
-                answer.refused or self.heard(answer, transcript)
+                if not answer.refused:
+                    self.heard(answer, transcript)
             except Refused as reason:
                 answer = answer._replace(refused=reason)
             yield answer
 
     def given(self, inside: Iterable[int]) -> dict[str, Any]:
-        """What the record's next line holds of them: the signatures of those whose messages are ``inside`` the round."""
+        """The signatures for the record's next line: those of those whose messages are ``inside`` the round."""
         members, by, self._by = set(inside), self._by, {}
         kept = {client: signature for client, signature in by.items() if int(client) in members}
         return {"signed": {"line": self._journal.record.head.line, "by": kept}} if self._tests else {}

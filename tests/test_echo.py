@@ -269,8 +269,7 @@ def test_a_client_with_another_key_is_named_and_left_out(home, tmp_path, monkeyp
     assert ": transcript: no message of client 1" in capsys.readouterr().out and summary["rounds"] == 3
 
 
-@pytest.mark.parametrize("attempt", range(3))
-def test_a_stranger_that_is_asked_first_does_not_have_the_others_left_out(attempt):
+def test_a_stranger_that_is_asked_first_does_not_have_the_others_left_out():
     """It opens no echo but its own and names all others; they name it."""
     said = {0: [1, 2, 3], 1: [0], 2: [0], 3: [0]}
     accused = Counter()

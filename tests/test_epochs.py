@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import first
 from test_simulation import by_flower, by_loop, equal, home, settings  # noqa: F401
 
 from clients import blind as client_side
@@ -264,19 +265,20 @@ def test_a_roll_with_no_fingerprint_of_a_seal_key_is_refused(seal):
 # An image key of each client's own
 
 
-def test_with_image_keys_of_their_own_the_adapter_is_that_of_a_shared_one(home, tmp_path):
+@pytest.mark.parametrize("words", first(1, [BLIND, ""]))
+def test_with_image_keys_of_their_own_the_adapter_is_that_of_a_shared_one(home, tmp_path, words):
     for i in range(3):
         keys.create(tmp_path / f"key-{i}")
     own = "image_keys=own " + " ".join(f"+nodes.{i}.key={tmp_path / f'key-{i}'}" for i in range(3))
     with pytest.raises(RollCallError, match="client 1 holds another key|client 0 holds another key|client 2 holds another key"):
         by_loop(home, tmp_path / "no", own.replace("image_keys=own", ""))
-    for words in ("", BLIND):
-        (_, separate), (_, shared), (_, plain), (_, start) = (
-            by_loop(home, tmp_path / f"{name}{bool(words)}", words, "precision=float32", more)
-            for name, more in (("own", own), ("shared", ""), ("plain", "cipher=plain start=public"), ("start", "recipe.lr={lora_a:0,lora_b:0,head:0,patch_embed:0}"))
-        )
-        moved = norm(sub(plain, start))
-        assert moved > 0 and norm(sub(separate, shared)) < 1e-3 * moved and norm(sub(separate, plain)) < 1e-3 * moved
+    still = "recipe.lr={lora_a:0,lora_b:0,head:0,patch_embed:0}"
+    (_, separate), (_, shared), (_, plain), (_, start) = (
+        by_loop(home, tmp_path / name, words, "precision=float32", more)
+        for name, more in (("own", own), ("shared", ""), ("plain", "cipher=plain start=public"), ("start", still))
+    )
+    moved = norm(sub(plain, start))
+    assert moved > 0 and norm(sub(separate, shared)) < 1e-3 * moved and norm(sub(separate, plain)) < 1e-3 * moved
 
 
 def test_image_keys_of_their_own_need_a_keyed_start():

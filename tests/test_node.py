@@ -253,3 +253,5 @@ def test_what_a_round_costs_beyond_its_slowest_clients_training_is_told(tmp_path
     lines = [json.dumps({"seconds": s, "clients": [{"seconds": c} for c in clients]}) for s, clients in rows]
     (tmp_path / "rounds.jsonl").write_text("\n".join(lines) + "\n")
     assert edge.pace(tmp_path) == "a round took 3.00 s, 2.00 s more than its slowest client's training"
+    (tmp_path / "rounds.jsonl").write_text(json.dumps({"seconds": 2.0, "clients": []}) + "\n")
+    assert edge.pace(tmp_path) == "a round took 2.00 s", "a blind server hears of no client's training"

@@ -257,22 +257,29 @@ def test_who_signs_gets_the_same_adapter_and_a_run_that_is_resumed_holds(home, k
     monkeypatch.setattr("strategies.server_app.run_name", lambda config: "run")
     real = local.train
 
-    def ends(client, round, *given):
-        if round == 4 and client.index == 1:  # the nodes have signed round 3, of which there is no checkpoint
-            raise RuntimeError("the power is out")
-        return real(client, round, *given)
+    def until(last, *words):
+        def ends(client, round, *given):
+            if round == last and client.index == 1:
+                raise RuntimeError("the power is out")
+            return real(client, round, *given)
 
-    own = {i: {"node-key-path": str(keys / f"node-{i}")} for i in range(3)}
-    with monkeypatch.context() as patch, pytest.raises(QuorumLost):
-        patch.setattr(local, "train", ends)
-        inprocess.run(server_app, client_app, 3, settings(home, tmp_path, "clients=3", words), own)
+        own = {i: {"node-key-path": str(keys / f"node-{i}")} for i in range(3)}
+        with monkeypatch.context() as patch:
+            patch.setattr(local, "train", ends)
+            inprocess.run(server_app, client_app, 3, settings(home, tmp_path, "clients=3", *words), own)
+
+    with pytest.raises(QuorumLost):
+        until(4, words)  # the nodes have signed round 3, of which there is no checkpoint
     found = verify(tmp_path / "run", keys)
     assert (found.rounds, found.ended, found.closed) == (3, False, ())
     assert "holds so far, for it has not ended; signed by 3 clients; its head is" in told(found)
-    inprocess.run(server_app, client_app, 3, settings(home, tmp_path, "clients=3", words, "resume=run"), own)
+    with pytest.raises(QuorumLost):
+        until(3, words, "resume=run")
+    assert verify(tmp_path / "run", keys).rounds == 2  # round 3 is taken back, and its row with it
+    until(None, words, "resume=run")
     assert equal(load_adapter(tmp_path / "run" / "adapter.safetensors"), steady)
     assert (found := verify(tmp_path / "run", keys)).ended and found.closed == (0, 1, 2) and found.rounds == 4
-    assert [line["kind"] for line in chain((tmp_path / "run" / NAME).read_bytes())] == ["begin", "round", "round", "round", "resumed", "round", "round", "end", "closed"]
+    assert [line["kind"] for line in chain((tmp_path / "run" / NAME).read_bytes())] == ["begin", "round", "round", "round", "resumed", "resumed", "round", "round", "end", "closed"]
 
 
 @pytest.mark.parametrize("more", first(1, ["", SECURE]))

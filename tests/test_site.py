@@ -52,6 +52,13 @@ def lying(content: bytes, size: int) -> bytes:
     return content[: at + 24] + size.to_bytes(4, "little") + content[at + 28 :]
 
 
+def turned(content: bytes, name: str) -> bytes:
+    """A bundle with one bit changed in the packed content of the file ``name``."""
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        at = file.getinfo(name).header_offset + 30 + len(name) + 100  # 30 bytes of a header, the name, no extra field
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
 HONEST = zipped(FILES)
 BUNDLES = {
     "a line more in the app": (zipped(FILES | {APP: FILES[APP] + EVIL}), "code.installed"),
@@ -77,7 +84,7 @@ BUNDLES = {
     "nothing": (b"", "code.bundle"),
     "no zip": (b"import os\n" * 100, "code.bundle"),
     "cut off": (HONEST[: len(HONEST) // 2], "code.bundle"),
-    "a byte turned": (HONEST[:5000] + bytes([HONEST[5000] ^ 1]) + HONEST[5001:], "code.bundle"),
+    "a byte turned": (turned(HONEST, APP), "code.bundle"),
     "packed without bound": (zipped(FILES, zipfile.ZIP_BZIP2), "code.bundle"),
     "a bomb": (zipped(FILES | {APP: bytes(2**25 + 1)}), "code.bundle"),
     "a size that is a lie": (lying(zipped([*FILES.items()]), 2**31), "code.bundle"),

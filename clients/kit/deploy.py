@@ -108,7 +108,7 @@ def init(folder: Path, plan: Plan, now: datetime | None = None, keys: Sequence[b
         f"{folder}/coordinator belongs on {plan.host} as {plan.home}/coordinator: its README has the commands",
         f"{folder}/node-0 to node-{plan.nodes - 1} belong on the nodes, one each, as {plan.home}/node-N",
         f"{folder}/ca/ca.key belongs on neither: keep it apart, for `veilora deploy renew`",
-        *([] if keys else ["the nodes' private keys were all made here, which is for a trial: for real use run `veilora node init` on each, and --pub here"]),
+        *([] if keys else ["the nodes' private keys were made here, for a trial; for real use run `veilora node init` on each, and give --pub"]),
         *([f"a secure sum is of three clients at least, and there are {plan.nodes} nodes: no run will complete"] if plan.secure and plan.nodes < 3 else []),
         f"the image key is not made here: on one node run `veilora keygen {plan.key}`, carry the file to the other nodes by hand,"
         " and never to the coordinator",

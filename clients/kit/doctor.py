@@ -50,7 +50,8 @@ def node(folder: Path, engine: Mapping[str, str]) -> Iterator[Finding]:
     yield from _rooms({name: str(own.get(f"{name}-path", usual)) for name, usual in places.items()} | {"FLWR_HOME": engine.get("FLWR_HOME", "")})
     yield _try("image key", "carry the one that all share from another node, mode 0600; make one on the first alone", lambda: probes.image_key(str(own.get("key-path", "~/veilora/key"))))
     if "seal-key-path" in own:
-        yield _try("seal key", "have it shared: veilora key pair, then key take; on the first node alone: veilora keygen --seal", lambda: probes.seal_key(str(own["seal-key-path"])))
+        do = "have it shared: veilora key pair, then key take; on the first node alone: veilora keygen --seal"
+        yield _try("seal key", do, lambda: probes.seal_key(str(own["seal-key-path"])))
     yield _try("data", "set data-path in node.toml", lambda: probes.data(own))
     if "partition-path" in own:
         yield _try("partition", "write it again: veilora partition", lambda: probes.partition(own))
@@ -67,7 +68,8 @@ def node(folder: Path, engine: Mapping[str, str]) -> Iterator[Finding]:
 def coordinator(folder: Path, engine: Mapping[str, str]) -> Iterator[Finding]:
     """What SuperLink and proxy need."""
     yield probes.software()[0]
-    yield from _rooms({"state": engine.get("VEILORA_STATE", ""), "output": engine.get("VEILORA_OUTPUT", ""), "FLWR_HOME": engine.get("FLWR_HOME", "")})
+    places = {"state": "VEILORA_STATE", "output": "VEILORA_OUTPUT", "FLWR_HOME": "FLWR_HOME"}
+    yield from _rooms({what: engine.get(name, "") for what, name in places.items()})
     yield _port(engine, "SuperLink")
     yield from _flags(engine)
     public: list[str] = []

@@ -1,4 +1,4 @@
-"""Who owns what a node stands on: the service must be able to write neither the code that it runs nor the policy over it."""
+"""The owners of what a node stands on: the service must be able to write neither the code that it runs nor the policy over it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class User(NamedTuple):
 
 
 def service() -> User:
-    """Who the node runs as: who asks, and where that is root the unit's user, if there is one."""
+    """The user that the node runs as: who asks, and where that is root the unit's user, if there is one."""
     try:
         entry = pwd.getpwnam(SERVICE) if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
     except KeyError:
@@ -48,7 +48,7 @@ def ownership(folder: Path, key: str, policy: Path, user: User | None = None) ->
 
 
 def writable(place: Path, user: User) -> Path | None:
-    """What lets ``user`` change ``place``: itself, or the nearest folder on the way that he could put another in; None if nothing does.
+    """The path that lets ``user`` change ``place``: itself, or the nearest folder on the way that he could put another in; None if nothing does.
 
     A folder with the sticky bit lets nobody replace what is another's.
     """

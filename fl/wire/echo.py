@@ -1,4 +1,4 @@
-"""What a client stands on, told to the other clients past a server that must not know it: an echo beside each message.
+"""Echoes: each client tells the others, past a server that must not know it, on what it stands, beside each message.
 
     echo = AES-SIV(K_echo; run | round | client | nonce; SHA256(bound)[:16])        32 bytes
 
@@ -15,17 +15,17 @@ import hashlib
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
-from fl.keys import SharedKey
+from fl.seal_key import SealKey
 
 SHORT = 16  # bytes of the digest
 
 
-def echo(key: SharedKey, run: str, bound: str, round: int, client: int, nonce: bytes) -> bytes:
+def echo(key: SealKey, run: str, bound: str, round: int, client: int, nonce: bytes) -> bytes:
     """The echo of a ``client`` whose message has this ``nonce`` and is ``bound`` so."""
     return _box(key).encrypt(_short(bound), [_place(run, round, client, nonce)])
 
 
-def echoes(key: SharedKey, run: str, bound: str, round: int, client: int, nonce: bytes, heard: bytes) -> bool | None:
+def echoes(key: SealKey, run: str, bound: str, round: int, client: int, nonce: bytes, heard: bytes) -> bool | None:
     """Whether ``heard`` is the echo of one who stands on ``bound``: False on another, None where it is no echo of that message."""
     try:
         return _box(key).decrypt(heard, [_place(run, round, client, nonce)]) == _short(bound)
@@ -33,7 +33,7 @@ def echoes(key: SharedKey, run: str, bound: str, round: int, client: int, nonce:
         return None
 
 
-def _box(key: SharedKey) -> AESSIV:
+def _box(key: SealKey) -> AESSIV:
     return AESSIV(key.stream("echo", 64))
 
 

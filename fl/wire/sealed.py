@@ -1,4 +1,4 @@
-"""What a blind server handles: words that it can add and not read. It needs no key for that, and this file knows none.
+"""Sealed messages, as a blind server handles them: words that it can add and not read. It needs no key for that, and this file knows none.
 
     payload     n words of b bits, little-endian (12 bits: two words in three bytes), then four words of 64 bits
     adding      word by word, modulo 2^b; of the last four three modulo 2^64 and the tag modulo p = 2^61 - 1
@@ -61,7 +61,8 @@ def add(messages: Iterable[Sealed], count: int, bits: Bits) -> Total:
         if client in members:
             raise WireError(f"client {client} must be in a sum once, got it twice")
         if (len(nonce), len(echo)) != (NONCE, ECHO) or payload.dtype != np.uint8 or payload.shape != (size(count, bits),):
-            raise WireError(f"client {client}: a sealed message must have a nonce of {NONCE} bytes, an echo of {ECHO} and {size(count, bits)} bytes more")
+            says = f"a sealed message must have a nonce of {NONCE} bytes, an echo of {ECHO} and {size(count, bits)} bytes more"
+            raise WireError(f"client {client}: {says}")
         words, last = split(payload, bits)
         total += words
         tail += last
@@ -74,7 +75,7 @@ def add(messages: Iterable[Sealed], count: int, bits: Bits) -> Total:
 
 
 def listed(total: Total) -> bytes:
-    """Who is in it: for each member 4 bytes of its number, little-endian, and its nonce."""
+    """The list of its members: for each 4 bytes of its number, little-endian, and its nonce."""
     return b"".join(client.to_bytes(4, "little") + nonce for client, nonce in total.members)
 
 

@@ -34,7 +34,7 @@ def step(transcript: bytes, round: int, members: bytes, payload: bytes) -> bytes
 
 
 def bound(transcript: bytes, kind: Literal["train", "evaluate"]) -> str:
-    """What masks and tags are bound to: the ``transcript`` that their owner stands on, and the ``kind`` of the message."""
+    """The text that masks and tags are bound to: the ``transcript`` that their owner stands on, and the ``kind`` of the message."""
     return f"{kind} {transcript.hex()}"
 
 

@@ -1,4 +1,4 @@
-"""What an honest server that looks closely makes of one client's update: which classes, how many of each, which pictures.
+"""An honest server that looks closely, and what it makes of one client's update: which classes, how many of each, which pictures.
 
     class       the gradient of the head's bias is p_c - y_c, so the bias of a class that is there goes up: score = db_c
     histogram   share of class c ~ ridge regression on what the head did for it, fitted to rounds that the server trains itself,
@@ -43,7 +43,7 @@ def variation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def features(update: Adapter, images: int) -> np.ndarray:
-    """What the head did for each class, beside what it did for the others, float64 (classes, features)."""
+    """The head's change for each class, beside that for the others, float64 (classes, features)."""
     own, rows = update[BIAS].double().numpy(), update[WEIGHT].double()
     length, along = rows.norm(dim=1).numpy(), (rows @ rows.mean(0)).numpy()
     order = own.argsort().argsort() / len(own)

@@ -1,4 +1,4 @@
-"""What does an honest server learn from one client's update? In clear, and beside it from the same message sealed.
+"""Leakage: how much an honest server learns from one client's update in clear, and beside it from the same message sealed.
 
     python -m simulations.audit.leakage --out DIR [--seeds N] [--shadows N] [Hydra overrides]
 

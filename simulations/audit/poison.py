@@ -2,9 +2,10 @@
 
     python -m simulations.audit.poison --out DIR [--attackers 2] [--attacks none,sign_flip] strategy=fedavg,median seed=0,1,2
 
-Arguments are Hydra overrides, as `simulations.compare` takes them; the gate's bound on an update's length is off. Every cell is run once with each attack by the plain loop,
-its last clients hostile; each finished run is a line of DIR/poison.jsonl, and DIR/poison.md is the table. The attackers see
-the honest updates of the round before they send theirs, which is more than an outsider could.
+Arguments are Hydra overrides, as `simulations.compare` takes them; the gate's bound on an update's length is off. Every cell
+is run once with each attack by the plain loop, its last clients hostile; each finished run is a line of DIR/poison.jsonl, and
+DIR/poison.md is the table. The attackers see the honest updates of the round before they send theirs, which is more than an
+outsider could.
 
     none         they work as the others do
     label_flip   they train on labels y -> classes - 1 - y

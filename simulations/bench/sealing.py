@@ -51,7 +51,7 @@ def message(update: np.ndarray, client: int, clients: int) -> Sealed:
 
 
 def opened(total: Total, clients: int) -> bytes:
-    """What each client does with a sum: open it, and follow the transcript."""
+    """A client's work on a sum: open it, and follow the transcript."""
     open_total(KEY, BOUND, 1, total, COUNT, terms(clients))
     return transcript.follow(bytes(transcript.BYTES), 1, total)
 

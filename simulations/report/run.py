@@ -45,8 +45,9 @@ def outcome(rows: list[dict[str, Any]], summary: dict[str, Any] | None) -> str:
     if summary is None:
         return f"Not at its end: after round {rows[-1]['round'] if rows else 0}. If it was broken off, `veilora resume` goes on."
     sent = sum(summary["bytes_per_client_round"].values()) / 1e3
+    accuracy = "not told" if summary["accuracy"] is None else f"{summary['accuracy']:.2%}"
     return (
-        f"Accuracy {'not told' if summary['accuracy'] is None else format(summary['accuracy'], '.2%')} on {summary['evaluated_on']} images of {summary['clients']} clients after {summary['rounds']} rounds; "
+        f"Accuracy {accuracy} on {summary['evaluated_on']} images of {summary['clients']} clients after {summary['rounds']} rounds; "
         f"{sent:,.1f} kB a client and round, {summary['ratio_to_full_fedavg']:.3%} of full-model FedAvg; key {summary['key_fingerprint']}."
     )
 

@@ -63,14 +63,15 @@ def take(
     sender: Annotated[Path, typer.Option("--from", help="the public half of the node that shared it")],
     to: Annotated[Path, typer.Option(help="where the key is to lie")],
     own: Own = OWN,
-    keep: Annotated[bool, typer.Option("--keep-pair", help="do not destroy the pair: with it a stolen disk opens this file, if it was recorded")] = False,
+    keep: Annotated[bool, typer.Option("--keep-pair", help="keep the pair: with it a stolen disk opens this file, if recorded")] = False,
     format: As = Format.text,
 ) -> None:
     """Unwrap a key that another node shared; this node's pair has then served, and is destroyed."""
     from clients import wrapped
 
     known, new = wrapped.take(file, sender, own, to, keep)
-    answer(format, {"path": str(to.expanduser()), "fingerprint": known, "new": new}, f"{to}: key {known}" + ("" if new else ", which was there already"))
+    says = f"{to}: key {known}" + ("" if new else ", which was there already")
+    answer(format, {"path": str(to.expanduser()), "fingerprint": known, "new": new}, says)
 
 
 @between.command()

@@ -51,8 +51,9 @@ def deploy_init(
         raise KitError("a deployment must have its nodes' public keys or, for a trial, their number; give --pub FILE for each, or --nodes N")
     keys = nodekey.publics(pub or [])
     plan = deploy.Plan(
-        host, nodes or len(keys), port, names=tuple(name or ()), data=data, weights=weights, key=key, device=device, home=home, days=days, secure=secure
-    )
+        host, nodes or len(keys), port, names=tuple(name or ()), data=data, weights=weights, key=key, device=device, home=home,
+        days=days, secure=secure
+    )  # fmt: skip
     steps = deploy.init(folder, plan, keys=keys)
     answer(format, {"folder": str(folder), "next": steps}, "\n".join(steps))
 

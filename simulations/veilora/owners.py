@@ -45,7 +45,8 @@ def sign(
 
     code = code_sha256()
     signer = release.sign(key, out, code)
-    answer(format, {"code": code, "signer": signer, "signature": str(out)}, f"code {code}\nsigner {signer}\n{out}: put it where signature of policy.toml says")
+    says = f"code {code}\nsigner {signer}\n{out}: put it where signature of policy.toml says"
+    answer(format, {"code": code, "signer": signer, "signature": str(out)}, says)
 
 
 @releases.command("verify")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -91,9 +91,9 @@ def evaluate(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> 
     return {}, packed_of(sounding(client, str(facts["run"]), bound, standing.round, sealed))
 
 
-def report(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> Answer:
+def report(client: local.Client, facts: Mapping[str, Any], packed: Packed, says: Callable[[Exception], str] = str) -> Answer:
     """Follow the sums, and tell what they say of all clients together, as far as `clients.tell` lets it; ``refused`` where
-    one must not be believed.
+    one must not be believed, with what ``says`` of the error leaves this machine.
 
     Where it was asked to, the client locks its state for those who were away, and after the last round writes the adapter.
     """
@@ -103,7 +103,8 @@ def report(client: local.Client, facts: Mapping[str, Any], packed: Packed) -> An
         _of(facts, standing.round)
         said = tells(client, run, standing, unpack(packed, OCTETS))
     except SealError as error:
-        return {"refused": str(error)} | ({"strangers": error.clients} if isinstance(error, Strangers) else {}), None
+        log.error("%s", error)
+        return {"refused": says(error)} | ({"strangers": error.clients} if isinstance(error, Strangers) else {}), None
     if facts.get("last") and standing.round == client.config.rounds:  # whatever the server calls the last
         said["kept"] = final(client, run, strategy_of(client.config).view(standing.state))
     if not facts.get("state"):

@@ -97,7 +97,7 @@ def query(client: local.Client, message: Message) -> tuple[dict, Packed | None]:
         return (blind.close if client.config.blind else witness.attest)(client, wish), None
     if client.config.blind and "upto" in wish:
         gate.mark(wish, client.config), gate.span(wish, client.config)
-        return blind.report(client, wish, received_in(client, message))
+        return blind.report(client, wish, received_in(client, message), lambda error: failure.says(error, client.config))
     if client.config.blind and "epoch" in wish:
         return epochs.end(client, wish) if "end" in wish else (epochs.catch_up(client, wish) | under, None)
     if wish.get("start"):

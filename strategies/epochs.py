@@ -15,8 +15,12 @@ from strategies.talk import Answer, Question
 
 
 def furthest(rolls: Sequence[Roll]) -> int:
-    """The epoch at which the clients' seal keys are to stand."""
-    return max(roll.epoch for roll in rolls)
+    """The epoch at which the clients' seal keys are to stand: the largest, at most one beyond what two of them have reached.
+
+    Steps cannot be taken back, so one client alone leads the others no further than the end of one run does.
+    """
+    first, *others = sorted((roll.epoch for roll in rolls), reverse=True)
+    return min(first, others[0] + 1) if others else first
 
 
 def behind(rolls: Sequence[Roll]) -> list[int]:

@@ -102,7 +102,7 @@ def test_thirty_attacks_over_tls_are_refused_by_name_and_an_honest_run_goes_thro
         mark = f"open({str(marks / 'mark')!r}, 'w').close()\n"
         app = (ROOT / "clients/client_app.py").read_text()
         bundles = {
-            "raises": ({"clients/client_app.py": f"{mark}raise SystemExit(3)\n"}, "code.installed"),
+            "raises": ({"clients/client_app.py": f"app = None\n{mark}raise SystemExit(3)\n"}, "code.installed"),
             "says": ({"clients/client_app.py": f"{app}\n{mark}"}, "code.installed"),
             "more": ({"clients/more.py": mark}, "code.files"),
             "less": ({"clients/gate.py": None}, "code.files"),

@@ -248,11 +248,19 @@ def rolls(*seals: str) -> list[Roll]:
 
 def test_who_is_behind_is_told_from_the_fingerprints():
     a, b = "3-" + "a" * 16, "12-" + "b" * 16
-    assert behind(rolls(a, b, a)) == [0, 2] and furthest(rolls(a, b, a)) == 12
+    assert behind(rolls(b, a, b)) == [1] and furthest(rolls(b, a, b)) == 12
     assert behind(rolls("", "", "")) == [] and rolls("")[0].epoch == 0
     agree(rolls(a, a), "c")
     with pytest.raises(RollCallError, match="client 2 holds another seal key"):
         agree(rolls(a, a, "3-" + "c" * 16), "c")
+
+
+def test_one_client_alone_leads_the_others_no_further_than_a_runs_end_does():
+    """A revoked node, or one that lies, names an epoch far ahead: the others must not step there, for no step is taken back."""
+    a, b = "3-" + "a" * 16, "103-" + "b" * 16
+    assert furthest(rolls(a, b, a)) == 4 and furthest(rolls(a, "4-" + "d" * 16, a)) == 4 and furthest(rolls(b)) == 103
+    with pytest.raises(RollCallError, match="client 1 holds another seal key"):
+        agree(rolls("4-" + "d" * 16, b, "4-" + "d" * 16), "c")
 
 
 @pytest.mark.parametrize("seal", ["x", "1", "-1-" + "a" * 16, "1-" + "A" * 16, "9" * 16 + "-" + "a" * 16, "1-" + "a" * 16 + "\n", "٣-" + "a" * 16])

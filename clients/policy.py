@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
@@ -204,7 +205,12 @@ def _verdicts(policy: Policy, config: Config) -> Iterator[tuple[str, bool, str]]
     yield "run.rounds", config.rounds <= run.rounds.max, f"rounds={config.rounds}"
     yield "tell.loss", tell.loss <= policy.tell.loss, f"tell.loss={tell.loss}"
     yield "tell.accuracy", tell.accuracy <= policy.tell.accuracy, f"tell.accuracy={tell.accuracy}"
-    yield "run.approve", run.approve == "any" or bool({config.name, config_sha256(config)} & {*run.approve}), f"name={config.name}"
+    yield "run.approve", run.approve == "any" or any(approves(entry, config) for entry in run.approve), f"name={config.name}"
+
+
+def approves(entry: str, config: Config) -> bool:
+    """Whether an ``entry`` of run.approve means ``config``. What reads as a digest is none's name: a run could be named by it."""
+    return entry == (config_sha256(config) if re.fullmatch(r"[0-9a-f]{64}", entry) else config.name)
 
 
 def config_sha256(config: Config) -> str:

@@ -227,6 +227,12 @@ def test_an_owner_approves_runs_by_name_or_by_digest():
         policy.judge(Policy.model_validate({"run": {"approve": [policy.config_sha256(config)]}}), f"{BLIND} name=trial seed=1")
 
 
+def test_a_run_that_is_named_by_an_approved_digest_is_not_approved():
+    digest = policy.config_sha256(policy.judge(Policy(), f"{BLIND} name=trial"))
+    with pytest.raises(PolicyError, match=r"^run\.approve"):
+        policy.judge(Policy.model_validate({"run": {"approve": [digest]}}), f"{BLIND} name={digest} seed=1")
+
+
 def placeless(home: Path, more: str) -> str:
     """A tiny run's words, as a coordinator may send them: without a place."""
     return " ".join(word for word in settings(home, home, more).split() if word.split("=")[0] not in policy.PLACES or word == "model.weights=none")

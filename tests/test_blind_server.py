@@ -76,6 +76,15 @@ def test_numbers_of_one_list_are_told_by_one_client_and_those_of_any_other_never
     assert [server.ask("report", k, 1, server.view(total))[0] for total in fewer for k in ALL] == [{}] * 25
 
 
+def test_where_all_must_be_in_a_sum_a_model_that_never_moves_gives_no_two_lists_to_subtract(home, tmp_path):  # noqa: F811
+    still = Server(home, tmp_path, "still", "recipe.lr={lora_a:0,lora_b:0,lora_r:0,head:0,patch_embed:0,backbone:0} quorum=1")
+    for round, away in enumerate((None, 0, 1), 1):
+        still.memory.add(round, add(still.messages("train", round), still.size, 32))
+        scores = [m for m in still.messages("evaluate", round) if m.client != away]
+        told = still.ask("report", teller(still.config, round, ALL), round, scores=add(scores, 1, 32))[0]
+        assert set(told) == ({"accuracy", "loss"} if away is None else set())
+
+
 def test_scores_of_one_list_are_told_by_one_client_and_those_of_any_other_never(server):
     server.memory.add(1, add(server.messages("train", 1), server.size, 32))
     one = teller(server.config, 1, ALL)

@@ -39,6 +39,7 @@ from strategies.plan import cohort, fewest, orders, teller
 from strategies.talk import enough
 
 OCTETS = octets()
+CUT = 1e-3     # share of values that may be clipped without a word in the log; no server is told
 SHARD = 2**17  # images, at most, that a client is counted with in an evaluation
 log = logging.getLogger("veilora.client")
 
@@ -126,7 +127,7 @@ def tells(client: local.Client, run: str, standing: Standing, came: Mapping[str,
         told = may("evaluate", [c for c, _ in total.members], range(client.of))
         return tell.evaluated(config.tell, float(opened.mean[0]), opened.loss, opened.images) if told else {}
     told = may("train", standing.members.tolist(), cohort(config, round, client.of))
-    return tell.trained(config.tell, *standing.told.tolist()) if told else {}
+    return tell.trained(config.tell, float(standing.told[0])) if told else {}
 
 
 def close(client: local.Client, facts: Mapping[str, Any]) -> dict[str, str]:
@@ -169,6 +170,8 @@ def follow(client: local.Client, run: str, standing: Standing, total: Total) -> 
     unit = units(standing.scale, recipe, config.seal.bits, opened.images / config.seal.largest)
     step = shaped(opened.mean, like, unit)
     told = [opened.loss, opened.clipped / max(1, count(like)) / len(clients)]
+    if told[1] > CUT:
+        log.warning("%s: %.2g of the values in the sum of round %d were clipped; raise seal.clip", run, told[1], round)
     state, scale = strategy.apply(standing.state, round, [Update(0, step, opened.images, {})]), {**standing.scale, **measured(step)}
     return Standing(round, state, scale, torch.tensor(told, dtype=torch.float64), torch.tensor(clients), *standing.after(total))
 

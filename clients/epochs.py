@@ -1,7 +1,8 @@
 """The seal key's steps, at a server's word: at the end of a run, and where a client finds itself behind the others.
 
-The server names the epoch and nothing else; a step goes forward, at most `fl.seal_key.LEAP` at once. The worst that a server
-can do with it is to end a run, which it can do anyway.
+The server names the epoch and nothing else; a step goes forward, at most `fl.seal_key.LEAP` at once, and can be asked for at
+any time. So a server can end any run, and lead nodes so far apart that the key has to be shared anew. It cannot keep a fresh
+secret from a node that way, and it cannot be made to ask: a run that it never ends leaves the key in its epoch.
 """
 
 from __future__ import annotations

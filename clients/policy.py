@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
@@ -90,6 +91,7 @@ class Run(Section):
     epochs: AtMost = AtMost(max=5)                     # of a round
     deadline: AtLeast = AtLeast(min=60)                # seconds, where a run has one
     members: AtLeast = AtLeast(min=3)                  # clients in a sum that this one opens
+    quorum: AtLeast = AtLeast(min=0.5)                 # of those asked, of whose sums numbers are told; 1: of all of them alone
     rounds: AtMost = AtMost(max=500)
     approve: Literal["any"] | list[str] = "any"        # or names of runs, and digests of configs as `veilora policy check` prints
 
@@ -202,10 +204,16 @@ def _verdicts(policy: Policy, config: Config) -> Iterator[tuple[str, bool, str]]
     yield "run.epochs", recipe.epochs <= run.epochs.max, f"recipe.epochs={recipe.epochs}"
     yield "run.deadline", not recipe.deadline or recipe.deadline >= run.deadline.min, f"recipe.deadline={recipe.deadline}"
     yield "run.members", not config.blind or config.seal.members >= run.members.min, f"seal.members={config.seal.members}"
+    yield "run.quorum", config.quorum >= run.quorum.min, f"quorum={config.quorum}"  # in no digest, so approval does not bind it
     yield "run.rounds", config.rounds <= run.rounds.max, f"rounds={config.rounds}"
     yield "tell.loss", tell.loss <= policy.tell.loss, f"tell.loss={tell.loss}"
     yield "tell.accuracy", tell.accuracy <= policy.tell.accuracy, f"tell.accuracy={tell.accuracy}"
-    yield "run.approve", run.approve == "any" or bool({config.name, config_sha256(config)} & {*run.approve}), f"name={config.name}"
+    yield "run.approve", run.approve == "any" or any(approves(entry, config) for entry in run.approve), f"name={config.name}"
+
+
+def approves(entry: str, config: Config) -> bool:
+    """Whether an ``entry`` of run.approve means ``config``. What reads as a digest is none's name: a run could be named by it."""
+    return entry == (config_sha256(config) if re.fullmatch(r"[0-9a-f]{64}", entry) else config.name)
 
 
 def prepare() -> None:

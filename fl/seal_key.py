@@ -23,7 +23,7 @@ from fl.keys import BYTES, KeyFileError, Secret, octets, place
 
 EPOCH = 8       # bytes
 LEAP = 100      # epochs, at most, that a key steps at one word of the server's
-ROTATED = 1000  # a fresh secret begins at the next multiple: a node that went on with the old one is not ahead of it
+ROTATED = 10**9  # a fresh secret begins at the next multiple: at LEAP a word no server leads a node with the old one past it
 
 
 class SealKeyFileError(KeyFileError):

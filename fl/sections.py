@@ -38,7 +38,7 @@ class Tell(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     loss: int = Field(ge=0, le=6)
-    accuracy: int = Field(ge=0, le=6)                   # of shares, as that of clipped values is one, too
+    accuracy: int = Field(ge=0, le=6)
 
 
 class Checkpoint(BaseModel):

@@ -40,7 +40,7 @@ from strategies.talk import Answer, Facts, Question, Talk, again, enough, lines,
 from strategies.witness import Witnesses, signers
 
 SCORE = 1           # values in a sealed evaluation
-TRAINED, EVALUATED = ("train_loss", "clipped"), ("accuracy", "loss")  # what a report may tell
+TRAINED, EVALUATED = ("train_loss",), ("accuracy", "loss")  # what a report may tell
 OFTEN = 10          # rounds after which a client locks the state anew, where all clients take part in all of them
 
 

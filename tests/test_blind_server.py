@@ -71,9 +71,18 @@ def test_numbers_of_one_list_are_told_by_one_client_and_those_of_any_other_never
     (one,) = [k for k in ALL if server.ask("report", k, 1, server.view(whole))[0]]
     assert one == teller(server.config, 1, ALL)
     told = server.ask("report", one, 1, server.view(whole))[0]
-    assert set(told) == {"train_loss", "clipped"} and told["train_loss"] == round(told["train_loss"], 2)
+    assert set(told) == {"train_loss"} and told["train_loss"] == round(told["train_loss"], 2)
     assert server.ask("report", one, 1, server.view(whole))[0] == told  # the same list, asked again: the same numbers
     assert [server.ask("report", k, 1, server.view(total))[0] for total in fewer for k in ALL] == [{}] * 25
+
+
+def test_where_all_must_be_in_a_sum_a_model_that_never_moves_gives_no_two_lists_to_subtract(home, tmp_path):  # noqa: F811
+    still = Server(home, tmp_path, "still", "recipe.lr={lora_a:0,lora_b:0,lora_r:0,head:0,patch_embed:0,backbone:0} quorum=1")
+    for round, away in enumerate((None, 0, 1), 1):
+        still.memory.add(round, add(still.messages("train", round), still.size, 32))
+        scores = [m for m in still.messages("evaluate", round) if m.client != away]
+        told = still.ask("report", teller(still.config, round, ALL), round, scores=add(scores, 1, 32))[0]
+        assert set(told) == ({"accuracy", "loss"} if away is None else set())
 
 
 def test_scores_of_one_list_are_told_by_one_client_and_those_of_any_other_never(server):
@@ -126,7 +135,7 @@ def test_after_three_sums_of_a_round_that_do_not_open_a_client_takes_no_further_
         with pytest.raises(SealError, match=says):
             server.ask(kind, 1, round)
     assert Notes(server.clients[1].drawer("run")).stopped == says  # on the disk: a restart forgets nothing
-    assert set(server.ask("report", 0, 1)[0]) <= {"train_loss", "clipped"}
+    assert set(server.ask("report", 0, 1)[0]) <= {"train_loss"}
     assert len(Server(home, tmp_path, "another").messages("train", 1)) == 5
 
 

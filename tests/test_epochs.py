@@ -186,7 +186,7 @@ def test_a_revoked_node_is_refused_by_name(home, tmp_path, run):
     assert stands(tmp_path) == [ROTATED, ROTATED, 0]
     forged = SealKey(seal_key.read(tmp_path / "seal-2.key").content()[:32], ROTATED)  # and it may say that it is there
     (tmp_path / "seal-2.key").write_bytes(forged.content())
-    with pytest.raises(RollCallError, match=r"client 2 holds another seal key \(1000-.*give it the same seal key .veilora key share. and start again"):
+    with pytest.raises(RollCallError, match=r"client 2 holds another seal key \(1000000000-.*give it the same seal key .veilora key share. and start again"):
         run(home, tmp_path, BLIND, words)
 
 

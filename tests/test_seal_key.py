@@ -255,6 +255,16 @@ def test_a_rotation_is_a_fresh_secret_for_those_who_stay(nodes, path, tmp_path):
     assert wrapped.rotate(path, [public(nodes["a"])], [], nodes["a"], tmp_path / "again") and seal_key.read(path).epoch == 2 * ROTATED
 
 
+def test_a_server_that_lets_a_node_step_and_step_does_not_keep_a_fresh_secret_from_it(nodes, path, tmp_path):
+    theirs = tmp_path / "theirs"
+    seal_key.take(theirs, seal_key.read(path))
+    for epoch in range(LEAP, 12 * LEAP, LEAP):
+        seal_key.advance(theirs, epoch)
+    wrapped.rotate(path, [public(nodes["b"])], [], nodes["a"], tmp_path / "out")
+    assert wrapped.take(tmp_path / "out/b.wrapped", public(nodes["a"]), nodes["b"], theirs)[1] is True
+    assert ROTATED >= 10**6 * LEAP, "a million words to a node, each of which writes to its disk"
+
+
 def steps(key: SealKey, number: int):
     for _ in range(number):
         yield (key := key.next())

@@ -104,6 +104,7 @@ WORDS = {
     f"{BLIND} recipe.lr.head=1e6": "run.lr",
     f"{BLIND} seal.members=2": "run.members",
     f"{BLIND} rounds=100000": "run.rounds",
+    f"{BLIND} quorum=0.01": "run.quorum",
     f"{BLIND} tell.loss=6": "tell.loss",
     f"{BLIND} tell.accuracy=6": "tell.accuracy",
     f"{BLIND} key=/tmp/known": "overrides.places",
@@ -232,6 +233,18 @@ def test_an_owner_approves_runs_by_name_or_by_digest():
                 policy.judge(one, f"{BLIND} name=trial")
     with pytest.raises(PolicyError, match=r"^run\.approve"):
         policy.judge(Policy.model_validate({"run": {"approve": [policy.config_sha256(config)]}}), f"{BLIND} name=trial seed=1")
+
+
+def test_a_run_that_is_named_by_an_approved_digest_is_not_approved():
+    digest = policy.config_sha256(policy.judge(Policy(), f"{BLIND} name=trial"))
+    with pytest.raises(PolicyError, match=r"^run\.approve"):
+        policy.judge(Policy.model_validate({"run": {"approve": [digest]}}), f"{BLIND} name={digest} seed=1")
+
+
+def test_an_approval_by_digest_does_not_let_a_run_tell_of_fewer_clients():
+    digest = policy.config_sha256(policy.judge(Policy(), f"{BLIND} name=trial"))
+    with pytest.raises(PolicyError, match=r"^run\.quorum"):
+        policy.judge(Policy.model_validate({"run": {"approve": [digest], "quorum": {"min": 1.0}}}), f"{BLIND} name=trial quorum=0.6")
 
 
 def placeless(home: Path, more: str) -> str:

@@ -29,6 +29,7 @@ batch = {{min = 16}}          # images
 epochs = {{max = 5}}          # of a round
 deadline = {{min = 60}}       # seconds, where a run has a deadline
 members = {{min = 3}}         # clients in a sum that this node opens
+quorum = {{min = 0.5}}        # share of those asked, at least, of whom numbers are told; 1: who subtracts lists learns nothing
 rounds = {{max = 500}}
 approve = "any"             # or a list of runs' names, and of configs' digests as `veilora policy check` prints them
 

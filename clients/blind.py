@@ -104,7 +104,7 @@ def report(client: local.Client, facts: Mapping[str, Any], packed: Packed, says:
         _of(facts, standing.round)
         said = tells(client, run, standing, unpack(packed, OCTETS))
     except SealError as error:
-        log.error("%s", error)
+        log.warning("a sum is refused: %s", error)
         return {"refused": says(error)} | ({"strangers": error.clients} if isinstance(error, Strangers) else {}), None
     if facts.get("last") and standing.round == client.config.rounds:  # whatever the server calls the last
         said["kept"] = final(client, run, strategy_of(client.config).view(standing.state))

@@ -123,11 +123,10 @@ def prepare(policy: Path | None) -> None:
     """Import what a ClientApp needs, and put the policy's guard where Flower would import a bundle. Raises FlowerError."""
     for name in WARM:
         importlib.import_module(name)
-    from clients import flower, site
-    from clients import policy as rules
+    from clients import flower, judgement, site
     from fl import provenance
 
-    rules.prepare()
+    judgement.prepare()
     flower.take_over(sys.modules["flwr.supernode.runtime.run_clientapp"], partial(site.guarded, where=policy))
     print(f"node: installed code {provenance.code_sha256()}, policy {policy or 'strict, since none is given'}", flush=True)
 

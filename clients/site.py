@@ -19,7 +19,7 @@ from typing import Callable
 
 from flwr.app import Context, Message
 
-from clients import bundle, client_app, policy
+from clients import bundle, client_app, judgement, policy
 from clients.policy import PolicyError
 from fl import provenance
 from fl.config import ConfigError
@@ -41,7 +41,7 @@ def guarded(code: bytes, where: Path | None, app: App = client_app.app) -> App:
             owner = policy.read(where)
             bundle.compare(code, provenance.shipped())
             bundle.signed(owner.code, provenance.code_sha256())
-            policy.judge(owner, str(context.run_config.get("overrides", "")))
+            judgement.judge(owner, str(context.run_config.get("overrides", "")))
             policy.in_force.set(owner.digest()[:16])
             return app(message=message, context=context)
         except PolicyError as error:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key, load_ssh_public_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from clients import policy
+from clients import judgement, policy
 from clients.kit import Finding, KitError, certificates, deploy, doctor, nodekey, probes, reach, units
 from fl import keys, seal_key
 from fl.config import load
@@ -213,9 +213,9 @@ def test_the_run_that_the_readme_tells_composes_sets_no_place_and_has_sums_of_th
     assert not {"key", "output", "state", "own", "nodes"} & {word.split("=")[0] for word in words.split()}
     assert not secure or -(-quorum * nodes // 1) >= 3
     owner = policy.read(tmp_path / "d/node-0/policy.toml")
-    assert policy.judge(owner, words) == config, "and it is what the nodes' policies let in"
+    assert judgement.judge(owner, words) == config, "and it is what the nodes' policies let in"
     with pytest.raises(policy.PolicyError, match="overrides.places"):
-        policy.judge(owner, f"{words} output=/var/lib/veilora/coordinator/runs")
+        judgement.judge(owner, f"{words} output=/var/lib/veilora/coordinator/runs")
     assert owner.run.secure_aggregation == secure and any("for a trial" in step for step in steps)
     own = tomllib.loads((tmp_path / "d/node-1/node.toml").read_text())
     engine = doctor.settings((tmp_path / "d/coordinator/engine.env").read_text())

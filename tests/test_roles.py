@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import subprocess
@@ -16,7 +15,7 @@ from test_edge import RUN
 from test_simulation import home, settings  # noqa: F401
 
 from clients import blind as client_side
-from clients import client_app, keepsakes, local, partition, policy
+from clients import client_app, judgement, keepsakes, local, partition, policy
 from clients.state import StateError
 from fl import seal_key
 from fl.adapter import load as load_adapter
@@ -146,7 +145,7 @@ def test_no_other_process_of_the_same_user_looks_into_one_that_holds_keys(tmp_pa
 def ran(tmp_path_factory) -> tuple[Site, Path, dict[str, set[tuple[int, ...]]]]:
     """A secure run of three nodes with pictures of their own, every role a user of its own; and whom its processes belonged to."""
     words = f"blind=true {RUN}"
-    policy.judge(policy.Policy(), words)
+    judgement.judge(policy.Policy(), words)
     with edge(tmp_path_factory.mktemp("roles") / "site", 3, up=False, apart=True, secure=True) as site:
         for i in range(3):
             place, user = site.folder / "pictures" / f"node-{i}", site.user(f"node-{i}")

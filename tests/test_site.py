@@ -20,7 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hostile import OVERRIDES
 from test_simulation import home, settings  # noqa: F401
 
-from clients import bundle, flower, policy, site
+from clients import bundle, flower, judgement, policy, site
 from clients.kit import policy_file
 from clients.policy import Policy, PolicyError
 from fl import provenance
@@ -163,14 +163,14 @@ def test_a_hostile_bundle_is_refused_by_name(name):
 @pytest.mark.parametrize("words", WORDS)
 def test_hostile_words_are_refused_by_name(words):
     with pytest.raises(PolicyError) as error:
-        policy.judge(Policy(), words)
+        judgement.judge(Policy(), words)
     assert error.value.rule == WORDS[words]
 
 
 @pytest.mark.parametrize("words, rule", OVERRIDES)
 def test_words_that_are_no_data_are_refused_by_the_grammars_rule(words, rule):
     with pytest.raises(PolicyError) as error:
-        policy.judge(Policy(), f"{BLIND} {words}")
+        judgement.judge(Policy(), f"{BLIND} {words}")
     assert error.value.rule == f"overrides.{rule}"
 
 
@@ -179,7 +179,7 @@ def test_words_that_are_no_data_are_refused_by_the_grammars_rule(words, rule):
     f"{BLIND} model=vit_tiny model.weights=none +model.depth=2 quorum=0.6 retries=3 timeout=600 clients=3", f"{BLIND} seal.members=5 tell.loss=1",
 ])  # fmt: skip
 def test_an_honest_secure_run_is_let_in(words):
-    assert policy.judge(Policy(), words).blind
+    assert judgement.judge(Policy(), words).blind
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -194,7 +194,7 @@ def test_a_missing_file_is_the_strict_policy_and_the_kits_file_says_the_same(tmp
     assert policy.read(tmp_path / "none.toml") == policy.read(None) == policy.parse("") == policy.parse(policy_file.text(secure=True))
     clear = policy.parse(policy_file.text(secure=False))
     assert not clear.run.secure_aggregation and clear.digest() != Policy().digest() == policy.parse("\n[tell]\nloss=2\n").digest()
-    assert policy.judge(clear, "strategy=krum").strategy["_target_"] == "strategies.krum.krum"
+    assert judgement.judge(clear, "strategy=krum").strategy["_target_"] == "strategies.krum.krum"
     with pytest.raises(PolicyError, match=r"^file: .*lets nothing in"):
         policy.read(tmp_path)
 
@@ -219,32 +219,32 @@ def test_every_setting_that_may_be_set_exists_and_no_place_is_among_them():
     for words, rule in WORDS.items():
         if rule == "overrides.places":
             with pytest.raises(PolicyError, match="^overrides.places"):
-                policy.judge(allowed, words)
+                judgement.judge(allowed, words)
 
 
 def test_an_owner_approves_runs_by_name_or_by_digest():
-    config = policy.judge(Policy(), f"{BLIND} name=trial")
-    for approve, fine in ((["trial"], True), ([policy.config_sha256(config)], True), (["other"], False), ([], False)):
+    config = judgement.judge(Policy(), f"{BLIND} name=trial")
+    for approve, fine in ((["trial"], True), ([judgement.config_sha256(config)], True), (["other"], False), ([], False)):
         one = Policy.model_validate({"run": {"approve": approve}})
         if fine:
-            policy.judge(one, f"{BLIND} name=trial")
+            judgement.judge(one, f"{BLIND} name=trial")
         else:
             with pytest.raises(PolicyError, match=r"^run\.approve"):
-                policy.judge(one, f"{BLIND} name=trial")
+                judgement.judge(one, f"{BLIND} name=trial")
     with pytest.raises(PolicyError, match=r"^run\.approve"):
-        policy.judge(Policy.model_validate({"run": {"approve": [policy.config_sha256(config)]}}), f"{BLIND} name=trial seed=1")
+        judgement.judge(Policy.model_validate({"run": {"approve": [judgement.config_sha256(config)]}}), f"{BLIND} name=trial seed=1")
 
 
 def test_a_run_that_is_named_by_an_approved_digest_is_not_approved():
-    digest = policy.config_sha256(policy.judge(Policy(), f"{BLIND} name=trial"))
+    digest = judgement.config_sha256(judgement.judge(Policy(), f"{BLIND} name=trial"))
     with pytest.raises(PolicyError, match=r"^run\.approve"):
-        policy.judge(Policy.model_validate({"run": {"approve": [digest]}}), f"{BLIND} name={digest} seed=1")
+        judgement.judge(Policy.model_validate({"run": {"approve": [digest]}}), f"{BLIND} name={digest} seed=1")
 
 
 def test_an_approval_by_digest_does_not_let_a_run_tell_of_fewer_clients():
-    digest = policy.config_sha256(policy.judge(Policy(), f"{BLIND} name=trial"))
+    digest = judgement.config_sha256(judgement.judge(Policy(), f"{BLIND} name=trial"))
     with pytest.raises(PolicyError, match=r"^run\.quorum"):
-        policy.judge(Policy.model_validate({"run": {"approve": [digest], "quorum": {"min": 1.0}}}), f"{BLIND} name=trial quorum=0.6")
+        judgement.judge(Policy.model_validate({"run": {"approve": [digest], "quorum": {"min": 1.0}}}), f"{BLIND} name=trial quorum=0.6")
 
 
 def placeless(home: Path, more: str) -> str:

@@ -17,18 +17,18 @@ releases = typer.Typer(no_args_is_help=True, help="Signatures over the code, for
 @policies.command("check", **PASSED)
 def check(context: typer.Context, file: Annotated[Path, typer.Argument(help="policy.toml")], format: As = Format.text) -> None:
     """Would this policy let a run in? Further words are the run's overrides; exit status 6 where it is refused."""
-    from clients import policy
+    from clients import judgement, policy
 
     if not file.exists():
         raise policy.PolicyError("file", f"{file} must exist to be checked; a node without one is under the strict policy")
     owner = policy.read(file)
     digests = {"policy": owner.digest()[:16], "policy_sha256": owner.digest()}
     try:
-        config = policy.judge(owner, shlex.join(context.args))
+        config = judgement.judge(owner, shlex.join(context.args))
     except policy.PolicyError as error:
         answer(format, {"ok": False, "rule": error.rule, **digests}, f"refused: {error}\npolicy {digests['policy']}")
         raise typer.Exit(6) from None
-    digests |= {"config": config.digest(), "config_sha256": policy.config_sha256(config)}
+    digests |= {"config": config.digest(), "config_sha256": judgement.config_sha256(config)}
     says = f"let in: {config.name}\npolicy {digests['policy']}\nconfig {digests['config']}; to approve no other: {digests['config_sha256']}"
     answer(format, {"ok": True, "rule": None, **digests}, says)
 

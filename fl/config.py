@@ -13,7 +13,7 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Sequence, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -225,7 +225,7 @@ def _checked(values: dict[str, Any], kind: type[Record] = Config) -> Record:
         raise ConfigError(f"{place}: {reason}{got}" if place else reason, *(named or (place,))) from None
 
 
-def _explain(message: str, asked: list[Word]) -> str:
+def _explain(message: str, asked: Sequence[Word]) -> str:
     """Hydra's ``message``, or the nearest name that exists."""
     try:
         known = [*_paths(_composed([word.text for word in asked if word.name in groups()])), *groups()]

@@ -58,7 +58,8 @@ class Word(NamedTuple):
     text: str
 
 
-def words(text: str) -> list[Word]:
+@lru_cache(maxsize=64)
+def words(text: str) -> tuple[Word, ...]:
     """The overrides in ``text``, which reads like a shell's command line. Raises OverrideError for the first that is none."""
     if len(text) > LONGEST:
         raise OverrideError(f"overrides must have at most {LONGEST} characters, got {len(text)}; leave some out", "length")
@@ -66,7 +67,7 @@ def words(text: str) -> list[Word]:
         typed = shlex.split(text)
     except ValueError as error:
         raise OverrideError(f"overrides must read like a shell command line, got {text!r}: {error}", "shell") from None
-    return [word(one) for one in typed]
+    return tuple(word(one) for one in typed)
 
 
 def word(typed: str) -> Word:

@@ -165,6 +165,22 @@ os._exit(0)
     assert done.stdout.splitlines()[1:] == ["[] False 1"] and "policy strict" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
+def test_the_policys_judgement_reads_no_file_for_each_message():
+    script = """
+from pathlib import Path
+from clients.node import prepare
+prepare(None)
+def read_text(path, *_, **__): raise SystemExit(f"read {path.name}")
+Path.read_text = read_text
+from clients.judgement import judge
+from clients.policy import Policy
+print(judge(Policy(), "blind=true strategy=fedadam method=melo seed=7").seed, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines()[1:] == ["7"], done.stdout + done.stderr
+
+
 def test_a_refusal_is_said_and_borne_and_ten_in_a_row_end_the_node(monkeypatch, caplog):
     answers = [500, 200, *[401] * 10]
 

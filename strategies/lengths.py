@@ -4,7 +4,7 @@
     reach     AdamW  sqrt(sum_g n_g (lr_g way)^2)                    a value moves by about its rate in a step
               SGD    max_g lr_g clip way / (1 - momentum)            the gradient is clipped; unclipped it is taken as GREATEST
               both   + max_g lr_g decay way |what was given|         where weights decay
-    longest   factor x (median of the admitted |update| / reach) x reach        before there is a median: SLACK x reach
+    longest   factor x (median of the admitted |update| / reach) x reach        before there is a median: max(SLACK, factor / 5) x reach
 
 So a client of many images, who takes more steps, and a round of small rates are judged alike. The median is over the last
 ROUNDS rounds; of variates that ride along (`strategies.scaffold`), whose reach is GREATEST, there is one apart. What is sent
@@ -22,7 +22,7 @@ from fl.adapter import Adapter, apart, group, norm
 from fl.recipe import Recipe, schedule
 
 GREATEST = 1e3  # the norm of a gradient that nobody clips, at most
-SLACK = 2.0     # before there is a median; honest updates are seen below 1
+SLACK = 2.0     # before there is a median, at least; honest updates are seen below 1
 ROUNDS = 5
 
 
@@ -76,7 +76,7 @@ class Lengths:
         """The lengths that an update may have whose reach is ``whole``: one bound for all of a round."""
         seen = [ratios for round in self._rounds for ratios in round]
         middle = Length(*(median(column) for column in zip(*seen))) if seen else Length(0.0, 0.0)
-        return Length(*(w * (self._factor * m if m > 0 else SLACK) for w, m in zip(whole, middle)))
+        return Length(*(w * (self._factor * m if m > 0 else max(SLACK, self._factor / 5)) for w, m in zip(whole, middle)))
 
     def see(self, update: Adapter, whole: Length) -> None:
         """Take note of an admitted ``update``; it counts from the next round on."""

@@ -130,7 +130,7 @@ SPOILT = [
     Spoilt("empty", lambda a: [a[0]._replace(packed=None), *a[1:]], "left out (seal): client 0: it must have a nonce"),
     Spoilt("doubled", lambda a: [a[0], *a], "left out (seal): client 0: it has sent one already"),
     Spoilt("flipped", lambda a: [a[0], flipped(a[1]), a[2]], "the sum of round 2 does not carry the tag of its list"),
-    Spoilt("relabelled", lambda a: [a[0], a[1]._replace(client=2), a[2]._replace(client=1)], "the sum of round 2 does not carry the tag"),
+    Spoilt("relabelled", lambda a: [a[0], a[1]._replace(client=2), a[2]._replace(client=1)], "transcript: no message of client 1, 2"),
     Spoilt("nobody", lambda a: [], "round 2 needs updates of 2 of 3 clients, got 0; the model stays as it is, and the round is tried again"),
 ]
 

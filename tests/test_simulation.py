@@ -363,7 +363,7 @@ def test_a_failed_run_is_a_failure_and_a_bad_override_is_one_line(home, tmp_path
         assert not own.run(2, 2, settings(home, tmp_path, f"+nodes.1.key={tmp_path / 'none'}").split())
     said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("error:")]
     assert said[0] == "error: rounds: Input should be greater than or equal to 1, got 0 (exit status 2)"
-    assert said[1].startswith("error: client 1: key file <key> is missing")
+    assert said[1].startswith(f"error: client 1: key file {tmp_path / 'none'} is missing")
 
 
 @pytest.mark.slow

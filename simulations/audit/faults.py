@@ -67,7 +67,7 @@ def ours(fault: Fault | None, clients: int) -> tuple[str, Arrays | None]:
         return Message(to_content({n: told[n] for n in ("run", "round", "config")} | {"loss": abs(value), "correct": 5, "examples": 10}), reply_to=message)
 
     with tempfile.TemporaryDirectory() as folder:
-        config = load(f"codec=float32 rounds={ROUNDS} quorum=0.7 retries=2 wait=2 timeout=0.2 output={folder}")
+        config = load(f"codec=float32 recipe.warmup=0 rounds={ROUNDS} quorum=0.7 retries=2 wait=2 timeout=0.2 output={folder}")
         grid = Faulty(app, clients, fault)
         journal = Journal(config, "faults")
         try:

@@ -207,10 +207,10 @@ def test_a_client_of_more_images_than_seal_largest_says_so_in_its_own_log_alone(
 
 def test_faults_of_a_blind_client_are_yes_or_no(home, tmp_path, server):  # noqa: F811
     client = server.clients[0]
-    found = {"train converted": 137, "test skipped": 2}
+    found = {"train converted": 137_137_137, "test skipped": 2}
     grey = local.Client(**{**vars(client), "holdings": client.holdings._replace(faults=found)})
     roll = roll_in(local.roll(grey))
-    assert roll.faults == {"train converted": True, "test skipped": True} and "137" not in repr(roll)
+    assert roll.faults == {"train converted": True, "test skipped": True} and "137137137" not in repr(roll)
     assert remarks([roll])[1:] == ["data: some images train converted", "data: some images test skipped"]
     other = roll._replace(client=1, faults={})
     assert faults([roll, other]) == {"train converted (client 0)": True, "test skipped (client 0)": True} == summary([roll, other])["faults"]

@@ -39,7 +39,7 @@ def reach(recipe: Recipe, given: Adapter, steps: int) -> Length:
     sizes: dict[str, int] = {}
     for name, tensor in sent.items():
         sizes[group(name)] = sizes.get(group(name), 0) + tensor.numel()
-    far = way(Rates(recipe.span, recipe.warmup, recipe.cosine), steps)
+    far = way(Schedule(recipe.span, recipe.warmup, recipe.cosine), steps)
     largest = far * max((recipe.lr.get(g, 0.0) for g in sizes), default=0.0)
     if recipe.optimizer == "sgd":
         moved = largest * (recipe.clip or GREATEST) / (1 - recipe.momentum)
@@ -49,7 +49,7 @@ def reach(recipe: Recipe, given: Adapter, steps: int) -> Length:
     return Length(moved + decayed, GREATEST)
 
 
-class Rates(NamedTuple):
+class Schedule(NamedTuple):
     """Of a recipe what `fl.recipe.schedule` reads."""
 
     span: tuple[float, float]
@@ -58,7 +58,7 @@ class Rates(NamedTuple):
 
 
 @lru_cache(maxsize=256)  # the clients of a round have a few numbers of steps
-def way(rates: Rates, steps: int) -> float:
+def way(rates: Schedule, steps: int) -> float:
     """The sum over ``steps`` of the share of the peak rate: of this round, or of one of the ROUNDS before it where that is more."""
     low, high = rates.span
     starts = [start for k in range(ROUNDS + 1) if (start := low - k * (high - low)) > -1e-9]

@@ -18,7 +18,7 @@ from fl.recipe import Recipe, schedule
 from strategies import lengths
 from strategies.checkpoint import Checkpoints
 from strategies.gate import Refused
-from strategies.lengths import GREATEST, ROUNDS, SLACK, Length, Lengths, Rates, measured, reach, way
+from strategies.lengths import GREATEST, ROUNDS, SLACK, Length, Lengths, Schedule, measured, reach, way
 
 STRATEGIES = ["fedavg", "scaffold", "rolora"] + sorted({path.stem for path in (CONF / "strategy").glob("*.yaml")} - {"fedavg", "scaffold", "rolora"})
 LR = {"head": 0.1, "lora_a": 0.2}
@@ -38,12 +38,12 @@ def test_reach_by_hand():
 
 
 def test_the_way_of_a_round_is_the_sum_of_its_rates_or_of_a_round_before():
-    flat = Rates((0.0, 0.5), 0.0, False)
+    flat = Schedule((0.0, 0.5), 0.0, False)
     assert way(flat, 7) == pytest.approx(7)
-    assert way(Rates((0.0, 0.1), 0.1, False), 4) == pytest.approx(0.01 + 0.25 + 0.5 + 0.75), "warming up: the first step is a hundredth"
-    last, before = Rates((0.9, 1.0), 0.0, True), Rates((0.4, 0.5), 0.0, True)
+    assert way(Schedule((0.0, 0.1), 0.1, False), 4) == pytest.approx(0.01 + 0.25 + 0.5 + 0.75), "warming up: the first step is a hundredth"
+    last, before = Schedule((0.9, 1.0), 0.0, True), Schedule((0.4, 0.5), 0.0, True)
     assert way(last, 5) == pytest.approx(sum(schedule(before, k / 5) for k in range(5))), "what was lost then may come now"
-    assert way(Rates((0.5, 1.0), 0.0, True), 3) > 2, "of two rounds the first"
+    assert way(Schedule((0.5, 1.0), 0.0, True), 3) > 2, "of two rounds the first"
 
 
 def test_a_first_round_of_one_small_step_leaves_room_for_the_second(home, tmp_path):  # noqa: F811

@@ -16,7 +16,7 @@ from fl.keys import SharedKey
 from fl.sections import Tell
 from fl.wire import locked, masks, transcript
 from fl.wire.masks import LOSS, WORST, Opened, SealError, Terms, encoded, open_total, product, seal
-from fl.wire.sealed import PRIME, ROOM, TAIL, Sealed, Total, add, join, split
+from fl.wire.sealed import PRIME, ROOM, TAIL, Total, add, join, split
 
 KEY, OTHER = SharedKey(bytes(range(32))), SharedKey(bytes(32))
 COUNT = 61
